@@ -1,0 +1,6 @@
+"""Operators of prototype layers: compiled where they can be, plain PyTorch everywhere else."""
+
+from protofast.ops.distance_map import distance_map, mean_distance, similarity_map
+from protofast.ops.nearest_patch import NearestPatch, nearest_patch
+
+__all__ = ["NearestPatch", "distance_map", "mean_distance", "nearest_patch", "similarity_map"]

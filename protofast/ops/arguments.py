@@ -1,0 +1,88 @@
+"""Checks of the operators' arguments, shared by the typed functions and the fake kernels.
+
+Everything here looks at shapes, dtypes and options only, never at values, so that it works on fake tensors.
+"""
+
+import torch
+from torch import Tensor
+
+METRICS = ("squared_l2", "l2", "dot", "cosine")
+SIMILARITIES = ("log", "linear", "exp")
+PRECISIONS = ("float32", "tf32", "half")
+REFINEMENTS = ("auto", "always", "never")
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def compute_dtype(features: Tensor, prototypes: Tensor) -> torch.dtype:
+    """The dtype in which an operator computes and answers: float64 if either input is, else float32."""
+    both = (features.dtype, prototypes.dtype)
+    return torch.float64 if torch.float64 in both else torch.float32
+
+
+def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_similarity(metric: str, similarity: str, eps: float) -> None:
+    """Raise ValueError for an unknown or meaningless pair of metric and similarity, or a useless `eps`."""
+    check_option("metric", metric, METRICS)
+    check_option("similarity", similarity, SIMILARITIES)
+    if metric in ("dot", "cosine") and similarity != "linear":
+        raise ValueError(
+            f"metric {metric!r} has negative distances and allows similarity 'linear' only; "
+            f"got {similarity!r}"
+        )
+    if not 0.0 < eps < 1.0:
+        raise ValueError(f"eps must lie strictly between 0 and 1; got {eps}")
+
+
+def check_tensors(features: Tensor, prototypes: Tensor) -> None:
+    """Raise TypeError or ValueError unless features are [N, D, H, W] and prototypes [P, D], alike."""
+    for name, tensor in (("features", features), ("prototypes", prototypes)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+        if tensor.dtype not in _FLOATING:
+            raise TypeError(
+                f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}"
+            )
+    shapes = (
+        f"features {_shape(features)} ([N, D, H, W]) and prototypes {_shape(prototypes)} ([P, D])"
+    )
+    if features.dim() != 4 or prototypes.dim() != 2:
+        raise ValueError(f"expected features of 4 and prototypes of 2 dimensions; got {shapes}")
+    if features.shape[1] != prototypes.shape[1]:
+        raise ValueError(
+            f"features and prototypes must have the same depth D; got {features.shape[1]} and "
+            f"{prototypes.shape[1]}: {shapes}"
+        )
+    if features.shape[1] == 0 or features.shape[2] == 0 or features.shape[3] == 0:
+        raise ValueError(f"features need at least one channel and one location; got {shapes}")
+    if features.device != prototypes.device:
+        raise ValueError(
+            f"features and prototypes must be on the same device; got {features.device} and "
+            f"{prototypes.device}"
+        )
+
+
+def check_index(features: Tensor, index: Tensor | None) -> None:
+    """Raise unless `index` (the prototypes chosen per image) is None or int64 [N, K] beside `features`."""
+    if index is None:
+        return
+    if index.dtype != torch.int64:
+        raise TypeError(f"index must be int64; got {index.dtype}")
+    if index.dim() != 2 or index.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"index must be [N, K] with N = {features.shape[0]} as in features "
+            f"{_shape(features)}; got {_shape(index)}"
+        )
+    if index.device != features.device:
+        raise ValueError(
+            f"index must be on the device of features, {features.device}; got {index.device}"
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
