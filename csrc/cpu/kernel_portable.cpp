@@ -1,0 +1,1 @@
+// Stands in until the CPU kernels are here.

@@ -1,0 +1,108 @@
+"""Asks CMake to build the libraries; CMakeLists.txt says of what and how.
+
+PROTOFAST_BUILD=0        installs the pure-PyTorch package: nothing is compiled
+PROTOFAST_CUDA=0|1       leaves the CUDA kernels out, or stops where they cannot be built
+PROTOFAST_CUDA_ARCHS     compute capabilities to build for, such as "80,90a,120+PTX"
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+BUILT_FILES = ("_C.*.so", "libprotofast_*", "build_facts.json")
+
+
+def switch(name: str) -> str:
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"protofast: {name} must be 0 or 1; got {value!r}")
+    return value
+
+
+class CMakeBuild(build_ext):
+    """Builds and installs with CMake, into the wheel or (editable) into the source tree."""
+
+    def run(self) -> None:
+        self._package = ROOT / "protofast" if self.inplace else Path(self.build_lib, "protofast")
+        build_folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        version = self.distribution.get_version()
+        try:
+            subprocess.run([*configure(build_folder, version), *optional_settings()], check=True)
+            subprocess.run([find("cmake"), "--build", build_folder, *self._jobs()], check=True)
+            remove_built_files(self._package)
+            install = [find("cmake"), "--install", build_folder, "--prefix", self._package]
+            subprocess.run(install, check=True)
+        except subprocess.CalledProcessError as failure:
+            sys.exit(
+                f"protofast: {Path(failure.cmd[0]).name} failed; its messages above say why. "
+                "PROTOFAST_BUILD=0 installs the package without compiled kernels."
+            )
+
+    def _jobs(self) -> list[str]:
+        return ["--parallel", str(self.parallel)] if self.parallel else []
+
+    def get_outputs(self) -> list[str]:
+        return [] if self.inplace else [str(path) for path in built_files(self._package)]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class PurePython(build_py):
+    """PROTOFAST_BUILD=0: an earlier editable build must not live on in the source tree."""
+
+    def run(self) -> None:
+        if self.editable_mode:
+            remove_built_files(ROOT / "protofast")
+        super().run()
+
+
+def configure(build_folder: Path, version: str) -> list[str | Path]:
+    return [
+        find("cmake"),
+        *("-S", ROOT, "-B", build_folder, "-G", "Ninja"),
+        f"-DCMAKE_MAKE_PROGRAM={find('ninja')}",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DPROTOFAST_PYTHON={sys.executable}",
+        f"-DPROTOFAST_VERSION={version}",
+    ]
+
+
+def optional_settings() -> list[str]:
+    """What the environment does not set is passed empty, so that no earlier build's choice is kept."""
+    return [
+        f"-DPROTOFAST_CUDA={switch('PROTOFAST_CUDA')}",
+        f"-DPROTOFAST_CUDA_ARCHS={os.environ.get('PROTOFAST_CUDA_ARCHS', '').replace(';', ',')}",
+    ]
+
+
+def find(program: str) -> str:
+    """The program of this Python's environment (build isolation puts it there), else of the PATH."""
+    beside_python = str(Path(sys.executable).parent)
+    search = os.pathsep.join([os.environ.get("PATH", ""), beside_python])
+    path = shutil.which(program, path=search)
+    if path is None:
+        sys.exit(f"protofast: {program} is needed to build; install it with `pip install {program}`")
+    return path
+
+
+def built_files(package: Path) -> list[Path]:
+    return sorted(path for pattern in BUILT_FILES for path in package.glob(pattern))
+
+
+def remove_built_files(package: Path) -> None:
+    for path in built_files(package):
+        path.unlink()
+
+
+if switch("PROTOFAST_BUILD") == "0":
+    setup(cmdclass={"build_py": PurePython})
+else:
+    setup(ext_modules=[Extension("protofast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
