@@ -1,0 +1,124 @@
+"""The terms of ProtoPNet's loss (Chen et al. 2019, section 2.2), on tensors alone.
+
+N images, C classes, P prototypes. Each term is a scalar; the weights between them belong to the caller
+(the paper: 1 for cross entropy, 0.8 for cluster, -0.08 for separation, 1e-4 for L1).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def classification_loss(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
+    """Cross entropy, averaged over the images (by weight, if classes have weights).
+
+    Args:
+        logits: [N, C].
+        labels: int64 [N] in [0, C).
+        class_weights: positive numbers [C], or None for equal weights.
+
+    Raises:
+        TypeError, ValueError: labels are not int64, not [N], or name a class that does not exist.
+    """
+    _check_labels(labels, logits.shape[0], logits.shape[1])
+    if class_weights is not None and class_weights.shape != logits.shape[1:]:
+        raise ValueError(
+            f"class_weights must have one number for each of the {logits.shape[1]} classes; got "
+            f"shape {list(class_weights.shape)}"
+        )
+    return F.cross_entropy(logits, labels, weight=class_weights)
+
+
+def cluster_loss(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> Tensor:
+    """Mean distance of each image to the nearest prototype of its own class; to be made small.
+
+    A true minimum over the own-class prototypes. The released code of ProtoPNet takes
+    `max_dist - max((max_dist - d) * own)` with max_dist = D, which is the same as long as some own d is
+    below D, and saturates there without gradient otherwise.
+
+    An image whose class has no prototype (after pruning) does not count.
+
+    Args:
+        distances: [N, P].
+        labels: int64 [N].
+        prototype_class: int64 [P].
+
+    Returns:
+        The mean over the images that count, 0 if none does.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes do not fit.
+    """
+    own = _own_class(distances, labels, prototype_class)
+    return _mean_of_least(distances, own)
+
+
+def separation_loss(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> Tensor:
+    """Mean distance of each image to the nearest prototype of any other class; to be made large.
+
+    A true masked minimum, not the `max_dist` trick (see `cluster_loss`): equal to it whenever some
+    other-class d is below max_dist. An image to whose class all prototypes belong does not count.
+
+    Args, returns and errors as for `cluster_loss`. Subtract it: the paper's weight is -0.08.
+    """
+    own = _own_class(distances, labels, prototype_class)
+    return _mean_of_least(distances, ~own)
+
+
+def last_layer_l1(weight: Tensor, prototype_class: Tensor) -> Tensor:
+    """Sum of the absolute weights that connect prototypes to classes other than their own.
+
+    Args:
+        weight: of the last layer, [C, P].
+        prototype_class: int64 [P].
+    """
+    if prototype_class.shape != weight.shape[1:]:
+        raise ValueError(
+            f"weight must be [C, P] and prototype_class [P]; got {list(weight.shape)} and "
+            f"{list(prototype_class.shape)}"
+        )
+    classes = torch.arange(weight.shape[0], device=weight.device)
+    off_class = classes.unsqueeze(1) != prototype_class  # [C, P]
+    return (weight.abs() * off_class).sum()
+
+
+def _own_class(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> Tensor:
+    """Whether prototype p belongs to the class of image n: bool [N, P]."""
+    if distances.dim() != 2 or prototype_class.shape != distances.shape[1:]:
+        raise ValueError(
+            f"distances must be [N, P] and prototype_class [P]; got {list(distances.shape)} and "
+            f"{list(prototype_class.shape)}"
+        )
+    _check_labels(labels, distances.shape[0])
+    return labels.unsqueeze(1) == prototype_class
+
+
+def _mean_of_least(distances: Tensor, counts: Tensor) -> Tensor:
+    """Mean over the images of the least distance among those that count; [N, P], bool [N, P] -> []."""
+    if distances.shape[1] == 0:
+        return distances.sum()
+    masked = torch.where(counts, distances, torch.inf)
+    least = masked.min(
+        dim=1
+    ).values  # [N]; min, not amin: ties give their gradient to one prototype
+    valid = counts.any(dim=1)
+    return torch.where(valid, least, 0).sum() / valid.sum().clamp(min=1)
+
+
+def _check_labels(labels: Tensor, images: int, classes: int | None = None) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64; got {labels.dtype}")
+    if labels.shape != (images,):
+        raise ValueError(
+            f"labels must have one class for each of the {images} images; got shape "
+            f"{list(labels.shape)}"
+        )
+    # Looking at values would wait for a GPU and break a compiled graph.
+    if classes is None or labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if images and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels must lie in 0...{classes - 1}; got {int(labels.min())}...{int(labels.max())}"
+        )
