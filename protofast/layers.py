@@ -1,4 +1,4 @@
-"""`PrototypeLayer`: prototypes as a module, in place of a distance map, a similarity and a max-pool."""
+"""`PrototypeLayer`: prototypes as a module: distance, similarity and max-pooling in one."""
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ class PrototypeLayer(nn.Module):
         eps: stabiliser of the log similarity, in (0, 1).
 
     Attributes:
-        prototypes: Parameter [P, D], initialised uniformly in [0, 1) as in ProtoPNet, whose features
-            end in a sigmoid.
+        prototypes: Parameter [P, D], drawn uniformly from [0, 1) as in ProtoPNet, whose features
+            come out of a sigmoid.
 
     Raises:
         ValueError: a size below one, or a metric and similarity that do not go together.
@@ -77,7 +77,7 @@ class PrototypeLayer(nn.Module):
         )
 
     def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
-        """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all P)."""
+        """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all)."""
         return similarity_map(
             features,
             self.prototypes,
@@ -88,7 +88,7 @@ class PrototypeLayer(nn.Module):
         )
 
     def distance_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
-        """Distance to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all P)."""
+        """Distance to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all)."""
         return distance_map(features, self.prototypes, index=index, metric=self.metric)
 
     def mean_distance(self, features: Tensor) -> Tensor:

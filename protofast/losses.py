@@ -1,7 +1,7 @@
 """The terms of ProtoPNet's loss (Chen et al. 2019, section 2.2), on tensors alone.
 
-N images, C classes, P prototypes. Each term is a scalar; the weights between them belong to the caller
-(the paper: 1 for cross entropy, 0.8 for cluster, -0.08 for separation, 1e-4 for L1).
+N images, C classes, P prototypes. Each term is a scalar; weighting them is the caller's part (the
+paper: 1 for cross entropy, 0.8 for cluster, -0.08 for separation, 1e-4 for L1).
 """
 
 import torch
@@ -35,8 +35,8 @@ def cluster_loss(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> 
     """Mean distance of each image to the nearest prototype of its own class; to be made small.
 
     A true minimum over the own-class prototypes. The released code of ProtoPNet takes
-    `max_dist - max((max_dist - d) * own)` with max_dist = D, which is the same as long as some own d is
-    below D, and saturates there without gradient otherwise.
+    `max_dist - max((max_dist - d) * own)` with max_dist = D instead: the same as long as some own
+    d is below D, and stuck at D without any gradient otherwise.
 
     An image whose class has no prototype (after pruning) does not count.
 
@@ -58,10 +58,11 @@ def cluster_loss(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> 
 def separation_loss(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> Tensor:
     """Mean distance of each image to the nearest prototype of any other class; to be made large.
 
-    A true masked minimum, not the `max_dist` trick (see `cluster_loss`): equal to it whenever some
-    other-class d is below max_dist. An image to whose class all prototypes belong does not count.
+    A true masked minimum, not the `max_dist` trick of the released code (see `cluster_loss`), which
+    is the same whenever some other-class d is below max_dist. An image to whose class all
+    prototypes belong does not count.
 
-    Args, returns and errors as for `cluster_loss`. Subtract it: the paper's weight is -0.08.
+    Arguments, result and errors as for `cluster_loss`. The paper's weight is -0.08.
     """
     own = _own_class(distances, labels, prototype_class)
     return _mean_of_least(distances, ~own)
@@ -73,6 +74,9 @@ def last_layer_l1(weight: Tensor, prototype_class: Tensor) -> Tensor:
     Args:
         weight: of the last layer, [C, P].
         prototype_class: int64 [P].
+
+    Raises:
+        ValueError: shapes do not fit.
     """
     if prototype_class.shape != weight.shape[1:]:
         raise ValueError(
@@ -96,13 +100,11 @@ def _own_class(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> Te
 
 
 def _mean_of_least(distances: Tensor, counts: Tensor) -> Tensor:
-    """Mean over the images of the least distance among those that count; [N, P], bool [N, P] -> []."""
+    """Least distance of each image among those that count, averaged; [N, P] each -> []."""
     if distances.shape[1] == 0:
         return distances.sum()
     masked = torch.where(counts, distances, torch.inf)
-    least = masked.min(
-        dim=1
-    ).values  # [N]; min, not amin: ties give their gradient to one prototype
+    least = masked.min(dim=1).values  # [N]; amin would share the gradient between ties
     valid = counts.any(dim=1)
     return torch.where(valid, least, 0).sum() / valid.sum().clamp(min=1)
 

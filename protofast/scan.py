@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -10,24 +11,32 @@ from torch import Tensor, distributed, nn
 from protofast.errors import DataError
 from protofast.models.protocol import Output, PrototypeModel
 
+NO_IMAGE = torch.iinfo(torch.int64).max
+"""Stands for "no image" among positions in a set, so that a minimum passes over it."""
+
 
 class LabelledImages(Protocol):
-    """What is asked of a batch; `protofast.data.Batch` is one.
+    """What is asked of a batch; `protofast.data.Batch` is one."""
 
-    images: float [N, channels, S, T] in [0, 1]. labels: int64 [N]. index: int64 [N], the position of each
-    image in its set.
+    @property
+    def images(self) -> Tensor:
+        """Float [N, channels, S, T] in [0, 1]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+
+    @property
+    def index(self) -> Tensor:
+        """int64 [N]: the position of each image in its set."""
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """One batch on the model's device.
+
+    features: [N, D, H, W]. output: what the head makes of them. labels, index: int64 [N].
     """
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def index(self) -> Tensor: ...
-
-
-class Scanned(NamedTuple):
-    """One batch on the model's device: features [N, D, H, W], what the head says, labels [N], index [N]."""
 
     features: Tensor
     output: Output
@@ -37,9 +46,9 @@ class Scanned(NamedTuple):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; each module's own mode is put back after.
+    """Eval mode and no gradients; afterwards each module has its own mode back.
 
-    (One by one, because a training loop may keep some batch norms in eval mode in a model that trains.)
+    (One by one, because a training may keep some batch norms in eval mode in a model that trains.)
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -58,11 +67,13 @@ def scan(
 ) -> Iterator[Scanned]:
     """Run the model over the batches; to be used inside `evaluating`.
 
-    `progress` is called with the number of images done so far, after each batch.
+    `progress` is called after each batch with the number of images done so far.
     """
     device = model.prototypes.device
     done = 0
     for batch in batches:
+        if len(batch.images) == 0:
+            continue
         features = model.features(batch.images.to(device, non_blocking=True))
         yield Scanned(
             features,
@@ -75,18 +86,30 @@ def scan(
             progress(done)
 
 
-def gather_ranks(rows: Tensor) -> Tensor:
-    """The tensors of all ranks, [world, ...]; [1, ...] where there is one process."""
+def first_not_finite(batch: Scanned) -> Tensor:
+    """Position [] of the first image with NaN or infinity in features or distances, or NO_IMAGE.
+
+    It stays on the device, so that looking does not wait for it.
+    """
+    finite = batch.features.flatten(1).isfinite().all(dim=1)  # [N]
+    finite &= batch.output.distances.isfinite().all(dim=1)
+    return torch.where(finite, NO_IMAGE, batch.index).amin()
+
+
+def raise_if_not_finite(image: Tensor) -> None:
+    """Raise DataError for what `first_not_finite` found, if it did."""
+    index = int(image)
+    if index != NO_IMAGE:
+        raise DataError(
+            f"image {index} of the set gives features or distances that are not finite; look at "
+            "that image, and at the model's weights (a training that diverged)"
+        )
+
+
+def gather_ranks(tensor: Tensor) -> Tensor:
+    """This tensor of all ranks, [world, ...]; [1, ...] where there is one process."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return rows.unsqueeze(0)
-    everyone = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(everyone, rows.contiguous())
+        return tensor.unsqueeze(0)
+    everyone = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(everyone, tensor.contiguous())
     return torch.stack(everyone)
-
-
-def raise_not_finite(index: int) -> None:
-    """The error for image `index`, whose features or distances are not finite."""
-    raise DataError(
-        f"image {index} of the set gives features that are not finite; look at that image, and at the "
-        "model's weights (a training that diverged)"
-    )

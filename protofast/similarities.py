@@ -1,7 +1,7 @@
 """Similarity of a prototype to a patch, as a function of their distance.
 
-The formulas themselves stand in `protofast.ops.reference`, which the operators' kernels are merged against;
-here they have names of their own, for code that holds distances and wants similarities.
+The formulas themselves stand in `protofast.ops.reference`, beside the operators that use them; here
+they have names of their own, for code that holds distances and wants similarities.
 """
 
 from torch import Tensor
@@ -40,7 +40,7 @@ def similarity(distances: Tensor, name: str = "log", *, eps: float = 1e-4) -> Te
 
 
 def log_similarity(distances: Tensor, *, eps: float = 1e-4) -> Tensor:
-    """log((d + 1) / (d + eps)): log(1/eps) at distance 0, towards 0 far away (Chen et al. 2019, 2.1)."""
+    """log((d + 1) / (d + eps)): log(1/eps) at 0, towards 0 far away (Chen et al. 2019, 2.1)."""
     return similarity(distances, "log", eps=eps)
 
 

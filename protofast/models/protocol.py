@@ -1,7 +1,8 @@
-"""The model protocol: what training, explanations, attacks and audits may ask of a prototype network.
+"""The model protocol: what training, explanations, attacks and audits may ask of a network.
 
-They rely on `PrototypeModel` as written here and on nothing more, so a further network (TesNet, ProtoPool,
-ProtoTree, or somebody's own) becomes usable everywhere by implementing the abstract parts.
+They rely on `PrototypeModel` as written here and on nothing more, so a further network (TesNet,
+ProtoPool, ProtoTree, or somebody's own) becomes usable everywhere by implementing the abstract
+parts.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Output(NamedTuple):
-    """What a forward pass gives.
+    """What a forward pass gives; floats are float32, or float64 for a float64 model.
 
     logits: [N, C]; a model whose head gives probabilities puts their logarithm here.
     activations: [N, P], the largest similarity of each prototype to any patch.
@@ -35,21 +36,28 @@ class Output(NamedTuple):
 class PrototypeModel(nn.Module, ABC):
     """Base of every prototype network; see the module's docstring.
 
-    A subclass implements `prototypes`, `features`, `classify`, `similarity_map` and `contributions`,
-    calls `self.normalise(images)` first thing in `features`, and sets `prototype_class` where its
-    prototypes belong to classes. All else has a default.
+    A subclass implements `prototypes`, `features`, `classify`, `similarity_map` and
+    `contributions`, calls `self.normalise(images)` first thing in `features`, and sets
+    `self.prototype_class` where each of its prototypes belongs to one class. All else has a
+    default.
 
     Args:
         num_classes: C.
         num_channels: of the images.
-        input_size: (S, T), height and width of the images the model is meant for. They need not be
-            square, and other sizes work where the backbone allows them; receptive fields refer to this.
-        mean, std: per channel, of images in [0, 1]. None takes ImageNet's (their average over the
-            colours where the images do not have three channels).
+        input_size: (S, T), height and width of the images the model is meant for, not necessarily
+            square. Images of other sizes pass where the backbone lets them; receptive fields refer
+            to this one.
+        mean: per channel, of images in [0, 1]. None takes ImageNet's (the average of the colours
+            where images do not have three channels).
+        std: likewise.
 
     Attributes:
-        prototype_class: buffer int64 [P], the class of each prototype; None if prototypes have none.
-        mean, std: buffers [num_channels], saved with the model.
+        prototype_class: buffer int64 [P], the class of each prototype; None if they have none.
+        mean: buffer [num_channels], saved with the model.
+        std: likewise.
+
+    Raises:
+        ValueError: sizes below one, or `mean` or `std` of another length than `num_channels`.
     """
 
     prototype_class: Tensor | None
@@ -77,6 +85,7 @@ class PrototypeModel(nn.Module, ABC):
         self.num_classes = num_classes
         self.num_channels = num_channels
         self.input_size = (int(height), int(width))
+        self.register_buffer("prototype_class", None)
         self.register_buffer("mean", _per_channel("mean", mean, IMAGENET_MEAN, num_channels))
         self.register_buffer("std", _per_channel("std", std, IMAGENET_STD, num_channels))
         if not bool((self.std > 0).all()):
@@ -87,8 +96,8 @@ class PrototypeModel(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def prototypes(self) -> Tensor:
-        """The prototypes as a Parameter [P, D], which projection writes into."""
+    def prototypes(self) -> nn.Parameter:
+        """The prototypes [P, D], into which projection writes."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -100,7 +109,7 @@ class PrototypeModel(nn.Module, ABC):
 
     @abstractmethod
     def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
-        """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all P).
+        """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all).
 
         The maximum over H, W is the activation that `classify` gives, and lies at its location.
         """
@@ -121,8 +130,12 @@ class PrototypeModel(nn.Module, ABC):
         return self.classify(self.features(images))
 
     def receptive_field(self) -> ReceptiveField | None:
-        """What part of an image of `input_size` each location sees; None where that is not known."""
+        """What each location sees of an image of `input_size`; None where that is not known."""
         return None
+
+    def prune(self, keep: Tensor) -> None:
+        """Keep only the prototypes `keep` (int64 [K], distinct), in their order; in place."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be pruned")
 
     def logits_only(self) -> nn.Module:
         """This model as a module that returns the logits [N, C] alone; it shares the weights."""
@@ -137,8 +150,8 @@ class PrototypeModel(nn.Module, ABC):
     def check_images(self, images: Tensor) -> None:
         """Raise unless images are floating point [N, num_channels, S, T].
 
-        That their values lie in [0, 1] is looked at once, on the first images the model is given, and
-        with room on both sides for what attacks add; looking each time would wait for a GPU.
+        That the values lie in [0, 1] is looked at once, on the first images the model is given, and
+        with room on both sides for what attacks add: looking each time would wait for a GPU.
 
         Raises:
             TypeError: not a floating-point tensor.
@@ -148,7 +161,8 @@ class PrototypeModel(nn.Module, ABC):
             raise TypeError(f"images must be a torch.Tensor; got {type(images).__name__}")
         if not images.is_floating_point():
             raise TypeError(
-                f"images must be floating point in [0, 1]; got {images.dtype}: pass images.float() / 255"
+                f"images must be floating point in [0, 1]; got {images.dtype}: of bytes, pass "
+                "images.float() / 255"
             )
         if images.dim() != 4:
             raise ValueError(
@@ -171,8 +185,8 @@ class PrototypeModel(nn.Module, ABC):
             return
         if least < -0.5 or largest > 1.5:
             raise ValueError(
-                f"images must lie in [0, 1]; got values from {least:.4g} to {largest:.4g}: the model "
-                "normalises inside, so pass images as they are, divided by 255 if they are bytes"
+                f"images must lie in [0, 1]; got values from {least:.4g} to {largest:.4g}: the "
+                "model normalises inside, so pass them as they are, and bytes divided by 255"
             )
         self._range_checked = True
 
@@ -186,7 +200,8 @@ class LogitsOnly(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits alone."""
-        return self.model(images).logits
+        output: Output = self.model(images)
+        return output.logits
 
 
 def _per_channel(

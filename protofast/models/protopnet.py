@@ -1,4 +1,4 @@
-"""ProtoPNet (Chen et al. 2019, "This Looks Like That"): backbone, add-on layers, prototypes, last layer."""
+"""ProtoPNet (Chen et al. 2019): a backbone, add-on layers, prototypes, and a last layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,36 +13,44 @@ from protofast.models.protocol import Output, PrototypeModel
 from protofast.models.receptive_field import ReceptiveField, receptive_field
 
 OWN_CLASS_WEIGHT, OTHER_CLASS_WEIGHT = 1.0, -0.5
+"""The last layer before training: from a prototype to its own class, and to every other."""
 
 
 class ProtoPNet(PrototypeModel):
-    """ProtoPNet with any backbone.
+    """ProtoPNet ("This Looks Like That", Chen et al. 2019) with any backbone.
 
-    Images [N, channels, S, T] in [0, 1] -> backbone -> add_on -> features [N, D, H, W] -> prototype_layer
-    -> activations [N, P] -> last_layer -> logits [N, C].
+    Images [N, channels, S, T] in [0, 1] -> `backbone` -> `add_on` -> features [N, D, H, W] ->
+    `prototype_layer` -> activations [N, P] -> `last_layer` -> logits [N, C].
+
+    State dict: `backbone.*`, `add_on.{0,2,...}.{weight,bias}`, `prototype_layer.prototypes` [P, D],
+    `last_layer.weight` [C, P], and the buffers `prototype_class` [P], `mean` and `std` [channels].
 
     Args:
         backbone: from `build_backbone`, or any module that maps images to [N, channels, H, W].
         num_classes: C.
         prototypes_per_class: prototype j belongs to class j // prototypes_per_class.
-        prototype_class: the class of each prototype, in place of `prototypes_per_class`; [P], any number
-            for a class (as pruning leaves them).
-        depth: D. The paper uses 128 (Hoffmann et al. 256 for ResNet-34).
-        add_on: `regular` (two 1 x 1 convolutions, ReLU and sigmoid) or `bottleneck` (pairs of them,
-            halving the channels until D).
-        metric, similarity, eps: as for `PrototypeLayer`.
-        input_size, num_channels, mean, std: as for `PrototypeModel`.
-        backbone_depth: channels the backbone gives; None asks its `out_channels`, or else tries it out.
-
-    State dict: `backbone.*`, `add_on.{0,2,...}.{weight,bias}`, `prototype_layer.prototypes` [P, D],
-    `last_layer.weight` [C, P], and the buffers `prototype_class` [P], `mean`, `std`.
+        prototype_class: in place of `prototypes_per_class`, the class of each prototype, [P]; a
+            class may have any number of them (as pruning leaves them).
+        depth: D. The paper takes 128; Hoffmann et al. 2021 take 256 with ResNet-34.
+        add_on: `regular` (two 1 x 1 convolutions, with ReLU and sigmoid) or `bottleneck` (pairs of
+            them, halving the channels until D).
+        metric: as for `PrototypeLayer`; likewise `similarity` and `eps`.
+        similarity: see there.
+        eps: see there.
+        input_size: (S, T), as for `PrototypeModel`; likewise `num_channels`, `mean` and `std`.
+        num_channels: see there.
+        mean: see there.
+        std: see there.
+        backbone_depth: channels that the backbone gives; None asks its `out_channels`, or else
+            passes an empty image through it.
 
     Raises:
         ValueError: sizes or options that do not fit.
 
     >>> model = ProtoPNet(build_backbone("small"), num_classes=4, prototypes_per_class=2, depth=16)
-    >>> model(torch.rand(3, 3, 64, 96)).logits.shape
-    torch.Size([3, 4])
+    >>> output = model(torch.rand(3, 3, 64, 96))
+    >>> output.logits.shape, output.activations.shape
+    (torch.Size([3, 4]), torch.Size([3, 8]))
     """
 
     prototype_class: Tensor
@@ -73,48 +81,46 @@ class ProtoPNet(PrototypeModel):
             std=std,
         )
         classes = _prototype_classes(num_classes, prototypes_per_class, prototype_class)
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1; got {depth}")
-        self.backbone = backbone
         if backbone_depth is None:
             backbone_depth = _backbone_depth(backbone, num_channels, self.input_size)
         self.backbone_depth = backbone_depth
+        self.backbone = backbone
         self.add_on_kind = add_on
-        self.add_on = _add_on(add_on, backbone_depth, depth)
         self.prototype_layer = PrototypeLayer(
             len(classes), depth, metric=metric, similarity=similarity, eps=eps
         )
-        self.register_buffer("prototype_class", classes)
+        self.add_on = _add_on(add_on, backbone_depth, depth)
+        self.prototype_class = classes
         self.last_layer = nn.Linear(len(classes), num_classes, bias=False)
         self.reset_last_layer()
 
     @property
-    def prototypes(self) -> Tensor:
-        """Parameter [P, D]."""
+    def prototypes(self) -> nn.Parameter:
+        """[P, D]."""
         return self.prototype_layer.prototypes
 
     def features(self, images: Tensor) -> Tensor:
-        """Latent maps [N, D, H, W] of images in [0, 1]."""
+        """Latent maps [N, D, H, W] of images [N, channels, S, T] in [0, 1]."""
         features: Tensor = self.add_on(self.backbone(self.normalise(images)))
         return features
 
     def classify(self, features: Tensor) -> Output:
-        """The head alone; the last layer computes in the activations' float32 even under autocast."""
+        """The head alone; the last layer computes in float32 even under autocast."""
         activations, distances, locations = self.prototype_layer(features)
         with torch.autocast(features.device.type, enabled=False):
             logits = F.linear(activations, self.last_layer.weight.to(activations.dtype))
         return Output(logits, activations, distances, locations)
 
     def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
-        """Similarity to every patch, [N, K, H, W]."""
+        """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all)."""
         return self.prototype_layer.similarity_map(features, index)
 
     def contributions(self, output: Output) -> Tensor:
-        """Activation times last-layer weight, [N, C, P]; summed over P these are the logits."""
+        """Activation times last-layer weight, [N, C, P]; their sums over P are the logits."""
         return output.activations.unsqueeze(1) * self.last_layer.weight
 
     def receptive_field(self) -> ReceptiveField | None:
-        """From the backbone's `windows`; None if it has none."""
+        """What each location sees of an image of `input_size`, if the backbone has `windows`."""
         windows = getattr(self.backbone, "windows", None)
         return None if windows is None else receptive_field(windows, self.input_size)
 
@@ -123,19 +129,18 @@ class ProtoPNet(PrototypeModel):
         """Weight +1 from each prototype to its own class and -0.5 to every other."""
         classes = torch.arange(self.num_classes, device=self.prototype_class.device)
         own = classes.unsqueeze(1) == self.prototype_class  # [C, P]
-        weight = torch.where(own, OWN_CLASS_WEIGHT, OTHER_CLASS_WEIGHT)
-        self.last_layer.weight.copy_(weight)
+        self.last_layer.weight.copy_(torch.where(own, OWN_CLASS_WEIGHT, OTHER_CLASS_WEIGHT))
 
     @torch.no_grad()
     def prune(self, keep: Tensor) -> None:
-        """Keep only the prototypes `keep` (int64, distinct), in the order they have; in place.
+        """Keep only the prototypes `keep` (int64 [K], distinct), in their order; in place.
 
-        `prototype_layer.prototypes` and `last_layer.weight` become new Parameters, so an optimiser made
-        before must be made again.
+        `prototype_layer.prototypes` and `last_layer.weight` become new Parameters: an optimiser
+        made before must be made again.
 
         Raises:
-            TypeError, ValueError: `keep` is not int64, empty, or names a prototype twice or one that
-                does not exist.
+            TypeError: `keep` is not int64 [K].
+            ValueError: it is empty, or names a prototype twice or one that does not exist.
         """
         keep = _checked_keep(keep, self.num_prototypes).to(self.prototype_class.device)
         old, weight = self.prototype_layer.prototypes, self.last_layer.weight
@@ -146,10 +151,9 @@ class ProtoPNet(PrototypeModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build this model again, without its weights; plain JSON values.
+        """What `from_config` needs to build this model again without its weights; JSON values.
 
-        `backbone` is None for a module that did not come from `build_backbone`; give it to
-        `from_config` then.
+        `backbone` is None for a module that did not come from `build_backbone`.
         """
         layer = self.prototype_layer
         backbone = getattr(self.backbone, "config", None)
@@ -176,17 +180,20 @@ class ProtoPNet(PrototypeModel):
         """Build the model that `config` describes, with fresh weights, ready for `load_state_dict`.
 
         Args:
-            config: as from the property `config`.
-            backbone: in place of the one `config` names; needed if it names none.
+            config: what the property `config` gave, also after a way through JSON.
+            backbone: in place of the one that `config` names; needed if it names none.
+
+        Raises:
+            ValueError: `config` names no backbone and none is given.
         """
         arguments = dict(config)
         named = arguments.pop("backbone")
+        if backbone is None and named is None:
+            raise ValueError(
+                "this model's backbone was not made by build_backbone; pass the module it was "
+                "built with: from_config(config, backbone=...)"
+            )
         if backbone is None:
-            if named is None:
-                raise ValueError(
-                    "this model's backbone was not made by build_backbone; pass from_config(config, "
-                    "backbone=...) the module it was built with"
-                )
             backbone = build_backbone(**named)
         arguments["input_size"] = tuple(arguments["input_size"])
         return cls(backbone, **arguments)
@@ -199,9 +206,12 @@ def _prototype_classes(num_classes: int, per_class: int, given: Sequence[int] | 
             raise ValueError(f"prototypes_per_class must be at least 1; got {per_class}")
         return torch.arange(num_classes).repeat_interleave(per_class)
     classes = torch.tensor([int(value) for value in given], dtype=torch.int64)
-    if len(classes) == 0 or int(classes.min()) < 0 or int(classes.max()) >= num_classes:
+    if len(classes) == 0:
+        raise ValueError("prototype_class must name the class of at least one prototype; got none")
+    if int(classes.min()) < 0 or int(classes.max()) >= num_classes:
         raise ValueError(
-            f"prototype_class must name a class in 0...{num_classes - 1} for each prototype; got {given}"
+            f"prototype_class must lie in 0...{num_classes - 1}; got {int(classes.min())}..."
+            f"{int(classes.max())}"
         )
     return classes
 
@@ -210,12 +220,8 @@ def _add_on(kind: str, channels: int, depth: int) -> nn.Sequential:
     """The 1 x 1 convolutions between backbone and prototypes; they end in a sigmoid."""
     layers: list[nn.Module] = []
     if kind == "regular":
-        layers = [
-            nn.Conv2d(channels, depth, 1),
-            nn.ReLU(),
-            nn.Conv2d(depth, depth, 1),
-            nn.Sigmoid(),
-        ]
+        layers += [nn.Conv2d(channels, depth, 1), nn.ReLU()]
+        layers += [nn.Conv2d(depth, depth, 1), nn.Sigmoid()]
     elif kind == "bottleneck":
         while not layers or channels > depth:
             width = max(depth, channels // 2)
@@ -225,43 +231,44 @@ def _add_on(kind: str, channels: int, depth: int) -> nn.Sequential:
     else:
         raise ValueError(f"add_on must be 'regular' or 'bottleneck'; got {kind!r}")
     for layer in layers:
-        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+        if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
 
 
 def _backbone_depth(backbone: nn.Module, num_channels: int, input_size: tuple[int, int]) -> int:
-    """Channels of the backbone's output: what it says, or else what it gives for an empty image."""
+    """Channels of the backbone's output: what it says, or what it gives for an empty image."""
     said = getattr(backbone, "out_channels", None)
     if isinstance(said, int):
         return said
-    training = {module: module.training for module in backbone.modules()}
+    modes = {module: module.training for module in backbone.modules()}
     example = next(backbone.parameters(), torch.empty(0))
-    image = torch.zeros(1, num_channels, *input_size, device=example.device, dtype=example.dtype)
     backbone.eval()
     try:
         with torch.no_grad():
-            features = backbone(image)
+            features = backbone(example.new_zeros(1, num_channels, *input_size))
     finally:
-        for module, mode in training.items():
+        for module, mode in modes.items():
             module.training = mode
     if not isinstance(features, Tensor) or features.dim() != 4:
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(
             f"the backbone must give a latent map [N, channels, H, W]; got {got}: leave out its "
-            "pooling and classifier"
+            "pooling and its classifier"
         )
-    return features.shape[1]
+    return int(features.shape[1])
 
 
 def _checked_keep(keep: Tensor, num_prototypes: int) -> Tensor:
+    """`keep` in ascending order."""
     if keep.dtype != torch.int64 or keep.dim() != 1:
         raise TypeError(
-            f"keep must be the int64 numbers [K] of prototypes (of a mask: mask.nonzero()[:, 0]); got "
-            f"{keep.dtype} {list(keep.shape)}"
+            "keep must be the numbers of prototypes, int64 [K] (of a mask: mask.nonzero()[:, 0]); "
+            f"got {keep.dtype} {list(keep.shape)}"
         )
-    ordered = keep.unique()
+    ordered: Tensor = keep.unique()
     if len(keep) == 0 or len(ordered) != len(keep):
         raise ValueError(f"keep must name distinct prototypes, at least one; got {keep.tolist()}")
     if int(ordered[0]) < 0 or int(ordered[-1]) >= num_prototypes:

@@ -1,4 +1,4 @@
-"""Receptive fields: which pixels a location of the latent map sees (PROTOCOLS: Chen et al. 2019)."""
+"""Receptive fields: which pixels a location of the latent map sees."""
 
 import math
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ class ReceptiveField(NamedTuple):
     start: float
 
     def box(self, location: int) -> tuple[int, int, int, int]:
-        """The box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, that `location` (row-major) sees.
+        """The box (x0, y0, x1, y1) that `location` (row-major) sees; pixels, x1 and y1 exclusive.
 
         Raises:
             ValueError: `location` lies outside the grid.
@@ -48,7 +48,11 @@ class ReceptiveField(NamedTuple):
 
 
 def receptive_field(windows: Iterable[Window], image: tuple[int, int]) -> ReceptiveField:
-    """Walk through `windows`, in the order images pass them.
+    """Walk through `windows` in the order images pass them, as ProtoPNet's code does.
+
+    Args:
+        windows: every convolution and pooling on the longest path.
+        image: (S, T), height and width in pixels.
 
     Raises:
         ValueError: the image is too small for the layers.
@@ -59,7 +63,9 @@ def receptive_field(windows: Iterable[Window], image: tuple[int, int]) -> Recept
         height = math.floor((height - kernel + 2 * padding) / stride) + 1
         width = math.floor((width - kernel + 2 * padding) / stride) + 1
         if height < 1 or width < 1:
-            raise ValueError(f"an image of {image[0]} x {image[1]} pixels is too small")
+            raise ValueError(
+                f"an image of {image[0]} x {image[1]} pixels is too small for this backbone"
+            )
         start += ((kernel - 1) / 2 - padding) * jump
         size += (kernel - 1) * jump
         jump *= stride

@@ -1,4 +1,4 @@
-"""`SmallBackbone`: a backbone of our own for the demo, for tests and for small images; no torchvision."""
+"""`SmallBackbone`: our own, for the demo, for tests and for small images; needs no torchvision."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,9 @@ from protofast.models.receptive_field import Window
 
 
 class SmallBackbone(nn.Sequential):
-    """Seven 3 x 3 convolutions with batch norm, stride 16: [N, channels, S, T] -> [N, 192, S/16, T/16].
+    """Seven 3 x 3 convolutions with batch norm and ReLU, stride 16.
+
+    Normalised images [N, channels, S, T] -> [N, 192, S/16, T/16], rounded up.
 
     Attributes:
         out_channels: 192.
