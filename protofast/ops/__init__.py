@@ -1,6 +1,9 @@
 """Operators of prototype layers: compiled where they can be, plain PyTorch everywhere else."""
 
+from protofast import _build
 from protofast.ops.distance_map import distance_map, mean_distance, similarity_map
 from protofast.ops.nearest_patch import NearestPatch, nearest_patch
 
 __all__ = ["NearestPatch", "distance_map", "mean_distance", "nearest_patch", "similarity_map"]
+
+_build.load_libraries()  # after the declarations above: compiled kernels replace the reference
