@@ -165,7 +165,7 @@ def _paint_body(
     soft = Canvas(picture, parts)
     _paint_patches(soft, species, colours, pose)
     blurred = picture.filter(ImageFilter.BoxBlur(pose.body.scale * 0.009))
-    large = Canvas(blurred.resize((width, height), Image.Resampling.BILINEAR), parts)
+    large = Canvas(blurred.resize((width, height), Image.Resampling.NEAREST), parts)
     _paint_feathers(large, colours, pose, chance)
     _paint_breast_pattern(large, species, colours, pose, chance)
     stencil = Image.new("1", (width, height))

@@ -59,7 +59,8 @@ def paint_background(chance: Chance, size: tuple[int, int], detail: int) -> Imag
             wide = r * (2.4 if kind in ("sky", "water", "overcast") else 1.0)
             draw.ellipse((x - wide, y - r, x + wide, y + r), fill=colour)
     blurred = picture.filter(ImageFilter.GaussianBlur(chance.between(0.012, 0.06) * unit))
-    return blurred.resize(size, Image.Resampling.BICUBIC)
+    final = blurred.resize((size[0] // detail, size[1] // detail), Image.Resampling.BICUBIC)
+    return final.resize(size, Image.Resampling.NEAREST)
 
 
 def paint_perch(canvas: Canvas, pose: Pose, chance: Chance) -> Colour:
