@@ -76,7 +76,7 @@ def configure(build_folder: Path, version: str) -> list[str | Path]:
 
 
 def optional_settings() -> list[str]:
-    """What the environment does not set is passed empty, so that no earlier build's choice is kept."""
+    """What is not set is passed empty, so that no earlier build's choice is kept."""
     return [
         f"-DPROTOFAST_CUDA={switch('PROTOFAST_CUDA')}",
         f"-DPROTOFAST_CUDA_ARCHS={os.environ.get('PROTOFAST_CUDA_ARCHS', '').replace(';', ',')}",
@@ -84,12 +84,14 @@ def optional_settings() -> list[str]:
 
 
 def find(program: str) -> str:
-    """The program of this Python's environment (build isolation puts it there), else of the PATH."""
+    """The program on the PATH (build isolation puts its own first) or beside this Python."""
     beside_python = str(Path(sys.executable).parent)
     search = os.pathsep.join([os.environ.get("PATH", ""), beside_python])
     path = shutil.which(program, path=search)
     if path is None:
-        sys.exit(f"protofast: {program} is needed to build; install it with `pip install {program}`")
+        sys.exit(
+            f"protofast: {program} is needed to build; install it with `pip install {program}`"
+        )
     return path
 
 

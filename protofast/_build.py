@@ -5,6 +5,9 @@ A package installed with PROTOFAST_BUILD=0, and a source tree before its first b
 them: then the operators' plain-PyTorch reference runs, and importing says so once.
 """
 
+from __future__ import annotations
+
+import ctypes
 import json
 import warnings
 from pathlib import Path
@@ -12,12 +15,13 @@ from typing import Any
 
 import torch
 
+from protofast.errors import InstallError
+
 _FOLDER = Path(__file__).parent
 _CPU_LIBRARY = _FOLDER / "libprotofast_cpu.so"
 _CUDA_LIBRARY = _FOLDER / "libprotofast_cuda.so"
 _FACTS = _FOLDER / "build_facts.json"
-
-REINSTALL = "pip install --force-reinstall --no-deps ."
+_REINSTALL = "`pip install --force-reinstall --no-deps .` in protofast's source folder"
 
 _loaded: list[str] = []
 
@@ -25,29 +29,31 @@ _loaded: list[str] = []
 def load_libraries() -> None:
     """Load the operator libraries that are installed and that this torch can use.
 
-    Warns (UserWarning) where none is installed. The CUDA library is loaded where torch was built with
-    CUDA, whether or not there is a GPU.
+    The CUDA library is loaded where torch was built with CUDA, whether or not there is a GPU.
+    Without any library this warns (UserWarning), and the reference remains what runs.
 
     Raises:
-        ImportError: a library is there but does not load; the message says what to do.
+        InstallError: a library is there but does not load; the message says what to do.
     """
     if _loaded:
         return
     if not _CPU_LIBRARY.exists():
         warnings.warn(
-            "protofast is installed without its compiled operators: plain PyTorch runs instead, "
-            "slower and with more memory. With a C++ compiler, "
-            f"`{REINSTALL}` in the source folder builds them (without PROTOFAST_BUILD=0).",
+            "protofast is installed without its compiled operators: plain PyTorch runs in their "
+            f"place, slower and with more memory. {_REINSTALL}, with a C++ compiler and without "
+            "PROTOFAST_BUILD=0, builds them",
             stacklevel=2,
         )
         return
-    _load(_CPU_LIBRARY, "cpu")
+    _load(_CPU_LIBRARY)
+    _loaded.append("cpu")
     if _CUDA_LIBRARY.exists() and torch.version.cuda is not None:
-        _load(_CUDA_LIBRARY, "cuda")
+        _load(_CUDA_LIBRARY)
+        _loaded.append("cuda")
 
 
 def loaded_libraries() -> tuple[str, ...]:
-    """Which libraries are loaded: `cpu`, `cuda`."""
+    """The libraries that are loaded: `cpu`, `cuda`."""
     return tuple(_loaded)
 
 
@@ -55,18 +61,27 @@ def facts() -> dict[str, Any]:
     """How the installed libraries were built (`build_facts.json`); empty without them."""
     if not _FACTS.exists():
         return {}
-    return dict(json.loads(_FACTS.read_text(encoding="utf-8")))
+    found: dict[str, Any] = json.loads(_FACTS.read_text(encoding="utf-8"))
+    return found
 
 
-def _load(path: Path, name: str) -> None:
+def cpu_kernel() -> str:
+    """The kernels that run on this processor: `avx512`, `avx2`, `portable`, or `reference`."""
+    if "cpu" not in _loaded:
+        return "reference"
+    function = ctypes.CDLL(str(_CPU_LIBRARY)).protofast_cpu_kernel
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
+
+
+def _load(library: Path) -> None:
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(library))
     except OSError as error:
-        built = facts().get("torch", "an unknown version")
-        raise ImportError(
-            f"protofast: {path.name} does not load into torch {torch.__version__} (built against "
-            f"torch {built}, needs torch >= 2.10): {error}. Build it anew for this torch with "
-            f"`{REINSTALL}` in the source folder, or install with PROTOFAST_BUILD=0 to do without "
-            "compiled operators."
+        raise InstallError(
+            f"{library.name} does not load into torch {torch.__version__}; it was built against "
+            f"torch {facts().get('torch', '(unknown)')} and needs torch >= 2.10. {_REINSTALL} "
+            "builds it for the torch that is installed, and with PROTOFAST_BUILD=0 installs "
+            f"protofast without compiled operators. The loader said: {error}"
         ) from error
-    _loaded.append(name)
