@@ -1,0 +1,233 @@
+"""What each prototype of a run stands for: its source patch, the nearest patches, its health."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protofast.data import ImageSet
+from protofast.errors import RunFolderError
+from protofast.explain.album import Album
+from protofast.explain.files import Json
+from protofast.explain.local import unit_contributions
+from protofast.explain.passes import Spot, TrainingFacts
+from protofast.explain.pictures import crop_png, heatmap_png
+from protofast.models.protocol import Output, PrototypeModel
+from protofast.pruning import NearestImages
+
+# Two prototypes are nearly the same: length of their difference, relative to their usual length.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Source:
+    """The training patch that a prototype is, as the projection wrote it down."""
+
+    image: int
+    location: int
+    distance: float | None
+    moved: float | None
+
+
+def read_sources(run_folder: Path, model: PrototypeModel, train: ImageSet) -> list[Source | None]:
+    """The source patch of every prototype, from ``prototypes/prototypes.json``, or None.
+
+    Raises: RunFolderError: The file is damaged, or tells of other prototypes or other images than
+        these.
+    """
+    path = run_folder / "prototypes" / "prototypes.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [None] * model.num_prototypes
+    except ValueError as error:
+        raise RunFolderError(f"{path}: not readable as JSON ({error}); project again") from error
+    if isinstance(rows, dict):
+        rows = rows.get("prototypes")
+    if not isinstance(rows, list) or len(rows) != model.num_prototypes:
+        count = len(rows) if isinstance(rows, list) else "no list of"
+        raise RunFolderError(
+            f"{path}: {count} prototypes, but the checkpoint has {model.num_prototypes}; "
+            f"project again with: protofast project {run_folder}"
+        )
+    return [_source(row, path, train) for row in rows]
+
+
+def _source(row: Mapping[str, Any], path: Path, train: ImageSet) -> Source | None:
+    image = row.get("image_index")
+    if image is None or image < 0:
+        return None
+    if image >= len(train) or train.names[image] != row.get("image", train.names[image]):
+        there = train.names[image] if image < len(train) else "nothing"
+        raise RunFolderError(
+            f"{path}: prototype {row.get('prototype')} comes from "
+            f"{row.get('image')!r}, but the data now have {there!r} in its place; they have changed "
+            "since the projection, so project again"
+        )
+    return Source(
+        image=int(image),
+        location=int(row["location"]),
+        distance=finite(row.get("distance")),
+        moved=finite(row.get("moved")),
+    )
+
+
+def finite(value: Any) -> float | None:
+    """A number for JSON, which knows neither NaN nor infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All that is known of the prototypes; lists are in their order.
+
+    Attributes:
+        sources: Where they come from.
+        source_spots: Where they look on their source image, with heat map; None without a source.
+        nearest: Per set, the nearest images.
+        nearest_spots: Per set, where they look on these, by (prototype, image).
+        facts: How they share the training images.
+    """
+
+    sources: Sequence[Source | None]
+    source_spots: Sequence[Spot | None]
+    nearest: Mapping[str, NearestImages]
+    nearest_spots: Mapping[str, Mapping[tuple[int, int], Spot]]
+    facts: TrainingFacts
+
+
+def describe(
+    gallery: Gallery,
+    model: PrototypeModel,
+    album: Album,
+    columns: int,
+    add: Callable[[str, bytes], None],
+) -> list[Json]:
+    """The list ``prototypes`` of the summary; pictures go to ``add``."""
+    weights = own_weights(model)
+    classes = None if model.prototype_class is None else model.prototype_class.tolist()
+    same = _same_patch(gallery.sources)
+    collapsed = nearly_same(model.prototypes)
+    entries = []
+    for j, source in enumerate(gallery.sources):
+        spot = gallery.source_spots[j]
+        entry: Json = {
+            "prototype": j,
+            "class": None if classes is None else classes[j],
+            "weight": None if weights is None else round(float(weights[j]), 6),
+            "source": None,
+            "crop": None,
+            "heatmap": None,
+            "nearest": {name: _nearest(gallery, name, j, album) for name in ("train", "test")},
+            "wins": int(gallery.facts.wins[j]),
+            "of": int(gallery.facts.of[j]),
+            "flags": _flags(gallery, j, same[j], collapsed[j]),
+            "same_as": sorted({*same[j], *collapsed[j]}),
+        }
+        if source is not None and spot is not None and spot.heatmap is not None:
+            entry["crop"], entry["heatmap"] = f"prototypes/{j}.png", f"prototypes/{j}-heat.png"
+            add(entry["crop"], crop_png(album.sets["train"].image(source.image), spot.box))
+            add(entry["heatmap"], heatmap_png(spot.heatmap))
+            entry["source"] = {
+                "image": album.key("train", source.image),
+                "row": source.location // columns,
+                "column": source.location % columns,
+                "box": list(spot.box),
+                "distance": source.distance,
+                "similarity": finite(spot.similarity),
+                "moved": source.moved,
+            }
+        entries.append(entry)
+    return entries
+
+
+@torch.no_grad()
+def own_weights(model: PrototypeModel) -> Tensor | None:
+    """The weight of each prototype for its own class [P], on the CPU; None without classes.
+
+    Read through the model protocol: what it would contribute to its class with similarity 1.
+    """
+    if model.prototype_class is None:
+        return None
+    count, device = model.num_prototypes, model.prototypes.device
+    blank = torch.zeros((1, count), device=device)
+    output = Output(
+        logits=torch.zeros((1, model.num_classes), device=device),
+        activations=blank,
+        distances=blank,
+        locations=torch.zeros((1, count), dtype=torch.int64, device=device),
+    )
+    weights = unit_contributions(model, output)[0]  # [C, P]
+    return weights[model.prototype_class, torch.arange(count, device=device)].cpu()
+
+
+@torch.no_grad()
+def nearly_same(prototypes: Tensor) -> list[list[int]]:
+    """For every prototype of [P, D], the others that are nearly the same vector."""
+    vectors = prototypes.detach().float()
+    near = _SAME * vectors.square().sum(dim=1).mean().sqrt()
+    found: list[list[int]] = []
+    for rows in vectors.split(256):
+        pairs = torch.cdist(rows, vectors, compute_mode="donot_use_mm_for_euclid_dist") <= near
+        for row in pairs.cpu():
+            own = len(found)
+            found.append([other for other in row.nonzero()[:, 0].tolist() if other != own])
+    return found
+
+
+def _nearest(gallery: Gallery, set_name: str, prototype: int, album: Album) -> list[Json]:
+    nearest = gallery.nearest.get(set_name)
+    if nearest is None:
+        return []
+    rows = []
+    for rank, image in enumerate(nearest.images[prototype].tolist()):
+        if image < 0:
+            continue
+        spot = gallery.nearest_spots[set_name][(prototype, image)]
+        rows.append(
+            {
+                "image": album.key(set_name, image),
+                "box": list(spot.box),
+                "distance": finite(float(nearest.distances[prototype, rank])),
+                "similarity": finite(spot.similarity),
+            }
+        )
+    return rows
+
+
+def _flags(gallery: Gallery, prototype: int, same: list[int], near: list[int]) -> list[str]:
+    facts = gallery.facts
+    flags = []
+    if same:
+        flags.append("duplicate")
+    if set(near) - set(same):
+        flags.append("collapsed")
+    if int(facts.of[prototype]) > 0 and int(facts.wins[prototype]) == 0:
+        flags.append("never_wins")
+    if int(facts.of[prototype]) == 0:
+        flags.append("empty_class")
+    if gallery.sources[prototype] is None:
+        flags.append("not_projected")
+    return flags
+
+
+def _same_patch(sources: Sequence[Source | None]) -> list[list[int]]:
+    """For every prototype, the others that come from the same patch of the same image."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for j, source in enumerate(sources):
+        if source is not None:
+            groups[(source.image, source.location)].append(j)
+    return [
+        []
+        if source is None
+        else [other for other in groups[(source.image, source.location)] if other != j]
+        for j, source in enumerate(sources)
+    ]
