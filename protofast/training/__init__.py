@@ -1,0 +1,1 @@
+"""Training prototype networks: settings, stages, resuming, the run folder."""

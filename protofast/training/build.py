@@ -1,0 +1,99 @@
+"""From settings to data and model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from protofast.data import Splits, open_birds, open_cub
+from protofast.errors import SettingsError
+from protofast.models import ProtoPNet, build_backbone
+from protofast.training.settings import DataSettings, ModelSettings
+
+Progress = Callable[[int, int], None]
+
+
+def build_data(
+    settings: DataSettings, *, progress: Progress | None = None, threads: int | None = None
+) -> Splits:
+    """Opens (or renders) the images that the settings ask for.
+
+    Args:
+        settings: Which.
+        progress: Called with (images done, images in all) while images are rendered or decoded.
+        threads: Threads that render or decode; None for PyTorch's number.
+
+    Raises:
+        DataError: Something about the files is wrong; the message names it.
+    """
+    workers = torch.get_num_threads() if threads is None else threads
+    birds = settings.kind == "birds"
+    splits = _birds(settings, progress, workers) if birds else _files(settings)
+    if not settings.in_memory:
+        return splits
+    train = splits.train.cached(threads=workers, progress=progress)
+    same = splits.project is splits.train
+    project = train if same else splits.project.cached(threads=workers, progress=progress)
+    return Splits(train, project, splits.test.cached(threads=workers, progress=progress))
+
+
+def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int) -> ProtoPNet:
+    """A fresh network, initialised from PyTorch's random state.
+
+    Raises:
+        SettingsError: An unknown backbone, or weights that cannot be had.
+    """
+    weights: str | Path | None = settings.weights
+    if settings.weights == "none":
+        weights = None
+    elif settings.weights != "imagenet":
+        weights = Path(settings.weights)
+    backbone = build_backbone(settings.backbone, num_channels=data.channels, weights=weights)
+    try:
+        return ProtoPNet(
+            backbone,
+            num_classes=num_classes,
+            prototypes_per_class=settings.prototypes_per_class,
+            depth=settings.depth,
+            add_on=settings.add_on,
+            metric=settings.metric,
+            similarity=settings.similarity,
+            eps=settings.eps,
+            input_size=data.image_size,
+            num_channels=data.channels,
+        )
+    except ValueError as error:
+        raise SettingsError(f"model: {error}") from error
+
+
+def _birds(settings: DataSettings, progress: Progress | None, threads: int) -> Splits:
+    classes = settings.classes
+    if isinstance(classes, tuple):
+        raise SettingsError("data.classes: rendered birds take a number of classes, not names")
+    if settings.channels != 3:
+        raise SettingsError("data.channels: rendered birds have 3 channels")
+    return open_birds(
+        classes=10 if classes is None else classes,
+        train_per_class=settings.train_per_class or 60,
+        test_per_class=settings.test_per_class or 20,
+        size=settings.image_size,
+        seed=settings.render_seed or 0,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def _files(settings: DataSettings) -> Splits:
+    assert settings.root is not None  # the settings see to it
+    crop = True if settings.crop is None else settings.crop
+    if settings.kind == "cub":
+        return open_cub(
+            settings.root,
+            size=settings.image_size,
+            classes=settings.classes,
+            crop=crop,
+            channels=settings.channels,
+        )
+    raise SettingsError(f"data.kind {settings.kind} cannot be opened yet")

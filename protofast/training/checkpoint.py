@@ -1,0 +1,94 @@
+"""One file holds one moment: tensors and JSON in the safetensors format. Nothing is pickled.
+
+The file is written under a temporary name, synced and renamed, so it is there whole or not at all.
+safetensors notices a file that was cut short; a checksum over the tensors, kept in the JSON,
+notices damage inside.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from protofast.errors import CheckpointError
+from protofast.files import write_atomically
+
+_KEY = "protofast"
+_FORMAT = 1
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes a checkpoint atomically.
+
+    Args:
+        path: The file, conventionally ``*.safetensors``.
+        tensors: Any devices, any dtypes; tensors that share memory are written apart.
+        facts: Anything that JSON can hold.
+
+    Raises:
+        OSError: It could not be written (a full disk, say); an older file of this name is
+            untouched.
+    """
+    whole = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
+    metadata = {"format": _FORMAT, "checksum": _checksum(whole), "facts": dict(facts)}
+    text = json.dumps(metadata, allow_nan=False, separators=(",", ":"))
+    write_atomically(path, save(whole, {_KEY: text}))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a checkpoint.
+
+    Returns:
+        Tensors on the CPU, and the facts.
+
+    Raises:
+        CheckpointError: The file is missing, cut short, damaged, or not a checkpoint of ours.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint {path}") from error
+    try:
+        tensors: dict[str, Tensor] = load(content)
+        metadata = json.loads(_metadata(content)[_KEY])
+        checksum, facts, kind = metadata["checksum"], metadata["facts"], metadata["format"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path} is cut short or damaged, or not a checkpoint of protofast ({reason})"
+        ) from error
+    if kind != _FORMAT:
+        raise CheckpointError(
+            f"{path} has format {kind}, this version of protofast reads format {_FORMAT}"
+        )
+    if checksum != _checksum(tensors):
+        raise CheckpointError(f"{path} is damaged: its checksum does not match")
+    return tensors, facts
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file, which is: length of the header, JSON header, data."""
+    length = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        checksum = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), checksum)
+        flat = tensor.reshape(-1)
+        if flat.numel():
+            checksum = zlib.crc32(flat.view(torch.uint8).numpy().data, checksum)
+    return checksum

@@ -1,0 +1,270 @@
+"""A run folder: everything a run leaves behind, readable while it goes on and after a crash.
+
+```
+settings.toml      what the run was asked to do
+environment.json   with what: versions, machine, threads, command; one entry per start
+metrics.jsonl      one JSON object a line
+log.txt            what was said
+checkpoints/       <stage>-<epoch>.safetensors; the small files latest and best name one of them
+prototypes/        prototypes.json: source image, location and box of each prototype
+```
+
+Every file is replaced atomically, but for ``metrics.jsonl`` and ``log.txt``, which only grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from protofast.errors import CheckpointError, RunFolderError
+from protofast.files import sync_folder, write_atomically
+from protofast.models import ProtoPNet
+from protofast.training.checkpoint import load_checkpoint, save_checkpoint
+from protofast.training.settings import Settings
+from protofast.training.settings_file import load_settings, settings_text
+
+_SUFFIX = ".safetensors"
+_MODEL = "model/"
+
+
+class LoadedModel(NamedTuple):
+    """A model read back from a run."""
+
+    settings: Settings
+    model: ProtoPNet
+    classes: tuple[str, ...]
+
+
+class RunFolder:
+    """A folder that holds a run; make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+
+    @staticmethod
+    def create(path: Path | str, settings: Settings) -> RunFolder:
+        """A new run folder; it appears whole, with its settings, or not at all.
+
+        Raises:
+            RunFolderError: There is something at ``path`` already (an empty folder is welcome).
+        """
+        path = Path(path).absolute()
+        if path.is_dir() and (path / "settings.toml").exists():
+            raise RunFolderError(
+                f"{path} already holds a run; resume it, or choose another folder for a new one"
+            )
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise RunFolderError(
+                f"{path} exists and is not an empty folder; choose another for the run"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            (draft / "checkpoints").mkdir(parents=True)
+            (draft / "prototypes").mkdir()
+            (draft / "metrics.jsonl").touch()
+            write_atomically(draft / "settings.toml", settings_text(settings))
+            draft.rename(path)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise RunFolderError(f"{path} was just made by another process") from error
+            raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        sync_folder(path.parent)
+        return RunFolder(path)
+
+    @staticmethod
+    def open(path: Path | str) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            RunFolderError: There is none at ``path``.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise RunFolderError(f"no run folder {path}")
+        if not (path / "settings.toml").is_file():
+            raise RunFolderError(
+                f"{path} is not a run folder: it has no settings.toml; "
+                "give the folder that `protofast train` made"
+            )
+        return RunFolder(path)
+
+    @property
+    def settings(self) -> Settings:
+        """What ``settings.toml`` says."""
+        return load_settings(self.path / "settings.toml")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other process from training or changing this run; freed when a process dies.
+
+        Raises:
+            RunFolderError: Another process holds it.
+        """
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunFolderError(
+                    f"another process is working on {self.path}; wait for it or stop it"
+                ) from error
+            yield
+
+    def sweep(self) -> None:
+        """Deletes half-written files of a killed process; call it under the lock."""
+        for file in (*self.path.rglob(".*.tmp"),):
+            file.unlink(missing_ok=True)
+
+    # ----- checkpoints -----
+
+    def names(self) -> list[str]:
+        """Names of all checkpoints, oldest first."""
+        files = [file for file in self.checkpoints.glob(f"*{_SUFFIX}") if file.name[0] != "."]
+        by_age = sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+        return [file.name.removesuffix(_SUFFIX) for file in by_age]
+
+    def pointer(self, which: str) -> str | None:
+        """The name that ``latest`` or ``best`` points to, or None."""
+        try:
+            return (self.checkpoints / which).read_text(encoding="utf-8").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def point(self, which: str, name: str) -> None:
+        """Lets ``latest`` or ``best`` point to a checkpoint."""
+        write_atomically(self.checkpoints / which, name + "\n")
+
+    def write(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Writes the checkpoint ``name``."""
+        save_checkpoint(self.checkpoints / (name + _SUFFIX), tensors, facts)
+
+    def remove(self, name: str) -> None:
+        """Deletes the checkpoint ``name``, if it is there."""
+        (self.checkpoints / (name + _SUFFIX)).unlink(missing_ok=True)
+
+    def read(self, which: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+        """Name, tensors and facts of a checkpoint.
+
+        Args:
+            which: ``latest``, ``best``, or a name such as ``joint-7``.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged; the message names what else there is.
+        """
+        name: str | None = which.removesuffix(_SUFFIX)
+        if which in ("latest", "best"):
+            name = self.pointer(which)
+            if name is None and which == "best":
+                name = self.pointer("latest")
+        known = self.names()
+        if name is None or name not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none yet"
+            raise CheckpointError(f"no checkpoint {name or which} in {self.path}; {there}")
+        try:
+            tensors, facts = load_checkpoint(self.checkpoints / (name + _SUFFIX))
+        except CheckpointError as error:
+            others = ", ".join(other for other in known if other != name)
+            hint = f"; others in this run: {others}" if others else ""
+            raise CheckpointError(f"{error}{hint}") from error
+        return name, tensors, facts
+
+    def load_model(self, which: str = "best", *, device: torch.device | str = "cpu") -> LoadedModel:
+        """The settings, model (in eval mode) and class names of a checkpoint.
+
+        Raises:
+            CheckpointError: As for :meth:`read`, or its weights do not fit the model.
+        """
+        name, tensors, facts = self.read(which)
+        model = ProtoPNet.from_config(facts["model"])
+        load_weights(model, tensors, name)
+        return LoadedModel(self.settings, model.to(device).eval(), tuple(facts["classes"]))
+
+    # ----- words and numbers -----
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds a line to ``metrics.jsonl``."""
+        self._append(self.metrics, json.dumps(row, allow_nan=True) + "\n")
+
+    def metrics_size(self) -> int:
+        """Length of ``metrics.jsonl`` in bytes, after making sure they are on the disk."""
+        with self.metrics.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut_metrics(self, size: int) -> None:
+        """Takes away what was written after the checkpoint that a run is resumed from."""
+        with self.metrics.open("ab") as file:
+            if file.tell() > size:
+                file.truncate(size)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole lines of ``metrics.jsonl``."""
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def log(self, text: str) -> None:
+        """Adds a line with the time to ``log.txt``."""
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self._append(self.path / "log.txt", f"{now} {text}\n")
+
+    def write_prototypes(self, rows: list[dict[str, Any]]) -> None:
+        """Writes ``prototypes/prototypes.json``."""
+        folder = self.path / "prototypes"
+        folder.mkdir(exist_ok=True)
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        write_atomically(folder / "prototypes.json", f"[\n{lines}\n]\n")
+
+    @staticmethod
+    def _append(path: Path, text: str) -> None:
+        # Unbuffered, so that a full disk is an error here and not when the file is closed.
+        try:
+            with path.open("ab", buffering=0) as file:
+                content = text.encode()
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def model_tensors(model: ProtoPNet) -> dict[str, Tensor]:
+    """Weights and buffers under the names they have in a checkpoint."""
+    return {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def load_weights(model: ProtoPNet, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Copies a checkpoint's weights into a model.
+
+    Raises:
+        CheckpointError: They do not fit; the message names the first that does not.
+    """
+    weights = {
+        key.removeprefix(_MODEL): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(_MODEL)
+    }
+    expected = model.state_dict()
+    for key in sorted({*weights, *expected}):
+        here = list(expected[key].shape) if key in expected else "nothing"
+        there = list(weights[key].shape) if key in weights else "nothing"
+        if here != there:
+            raise CheckpointError(
+                f"checkpoint {name} does not fit the model: {key} is {there} there, {here} here"
+            )
+    model.load_state_dict(weights)

@@ -1,0 +1,108 @@
+"""The order of a run's stages and the learning rates in them, as pure functions of the settings.
+
+Nothing here has a state: a run that is resumed at a step and a batch needs no scheduler to be wound
+forward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from protofast.training.settings import OptimizerSettings, ScheduleSettings
+
+Stage = Literal["warm", "joint", "project", "last_layer"]
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One epoch of training, or one projection.
+
+    Attributes:
+        step: Position in the plan.
+        stage: What is done.
+        epoch: Warm and joint epochs count from 0; a projection and its last-layer epochs bear the
+            number of the epoch they follow.
+        cycle: Projections up to and including this step.
+        index: Position in its stage: the how-manyth joint epoch of the run, or the how-manyth
+            last-layer epoch after this projection, from 0.
+        last: Whether the next step belongs to another stage (or there is none).
+    """
+
+    step: int
+    stage: Stage
+    epoch: int
+    cycle: int
+    index: int
+    last: bool
+
+    @property
+    def name(self) -> str:
+        """Stem of the step's checkpoint: ``joint-7``, ``project-10``, ``last_layer-10-3``."""
+        stem = f"{self.stage}-{self.epoch}"
+        return f"{stem}-{self.index}" if self.stage == "last_layer" else stem
+
+    @property
+    def projected(self) -> bool:
+        """Whether the prototypes are patches of training images after this step."""
+        return self.stage in ("project", "last_layer")
+
+
+def projects_after(epoch: int, schedule: ScheduleSettings) -> bool:
+    """Whether the prototypes are projected after this epoch (PP/main.py: 10, 20, ...)."""
+    if schedule.project_last and epoch == schedule.epochs - 1:
+        return True
+    every = schedule.project_every
+    return every > 0 and epoch >= schedule.project_from and epoch % every == 0
+
+
+def plan(schedule: ScheduleSettings) -> list[PlanStep]:
+    """Every step of a run in order: warm, joint, and after some epochs project and last_layer."""
+    steps: list[tuple[Stage, int, int, int]] = []
+    cycle = 0
+    for epoch in range(schedule.epochs):
+        if epoch < schedule.warm_epochs:
+            steps.append(("warm", epoch, cycle, epoch))
+        else:
+            steps.append(("joint", epoch, cycle, epoch - schedule.warm_epochs))
+        if projects_after(epoch, schedule):
+            cycle += 1
+            steps.append(("project", epoch, cycle, 0))
+            steps += [("last_layer", epoch, cycle, k) for k in range(schedule.last_layer_epochs)]
+    following = [stage for stage, *_ in steps[1:]] + [None]
+    return [
+        PlanStep(number, stage, epoch, cycle, index, stage != after)
+        for number, ((stage, epoch, cycle, index), after) in enumerate(
+            zip(steps, following, strict=True)
+        )
+    ]
+
+
+def joint_factor(
+    joint_epoch: int,
+    part: float,
+    *,
+    optimizer: OptimizerSettings,
+    schedule: ScheduleSettings,
+) -> float:
+    """What the joint stage's learning rates are multiplied by.
+
+    ``steps`` is the original's ``StepLR(step_size=5, gamma=0.1)``. It calls ``scheduler.step()``
+    *before* each joint epoch, so the first joint epoch already counts as one: the rates are at
+    their base for 4 epochs only (5 to 8 with 5 warm ones), then a tenth of it for 5, a hundredth
+    for 5, and so on.
+
+    Args:
+        joint_epoch: Joint epochs before this one, in the whole run.
+        part: How much of this epoch is done, in [0, 1); only ``cosine`` looks at it.
+        optimizer: Kind of decay.
+        schedule: Number of joint epochs.
+    """
+    if optimizer.joint_decay == "steps":
+        steps = (joint_epoch + 1) // optimizer.decay_epochs
+        return optimizer.decay_factor**steps
+    if optimizer.joint_decay == "cosine":
+        done = (joint_epoch + part) / (schedule.epochs - schedule.warm_epochs)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return 1.0

@@ -1,0 +1,339 @@
+"""Everything a run depends on, as frozen objects; written to the run folder as ``settings.toml``.
+
+The defaults are those of ProtoPNet's released code (Chen et al. 2019; PROTOCOLS 1.3 and 1.4), so
+the recipe ``paper`` states them again rather than changing them. Unknown keys are errors. See
+:mod:`protofast.training.settings_file` for reading, writing and overriding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from protofast.data import Augmentation
+
+
+def _tuple_from_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Pair = Annotated[tuple[int, int], BeforeValidator(_tuple_from_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_tuple_from_list)]
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def wrong(key: str, problem: str) -> PydanticCustomError:
+    """A problem between several settings, laid at the door of ``key`` (relative to its table)."""
+    return PydanticCustomError("combination", "{problem}", {"key": key, "problem": problem})
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataSettings(_Frozen):
+    """Where images come from.
+
+    Attributes:
+        kind: ``birds`` (rendered, needs no files), ``cub`` (CUB-200-2011's layout), ``cars``
+            (Stanford Cars' layout), ``folders`` (one folder per class).
+        root: Folder of the data set; ``birds`` needs none.
+        test_root: ``folders``: folder of the test images, if they are apart.
+        size: Height and width of the images in pixels, or one number for both.
+        channels: 3, or 1 for grey images.
+        classes: How many classes (the first ones), or their names; left out, all there are.
+        train_per_class: ``birds``: rendered training images per class.
+        test_per_class: ``birds``: rendered test images per class.
+        render_seed: ``birds``: key of the renderer.
+        crop: ``cub`` and ``cars``: crop to the bounding box.
+        groups: ``folders``: CSV file with the group (patient) of each image.
+        test_fraction: ``folders`` without ``test_root``: share of the images, or groups, held out.
+        split_seed: ``folders`` without ``test_root``: key of the split.
+        in_memory: Decode all images once and keep them in memory (3·S·T bytes each).
+    """
+
+    kind: Literal["birds", "cub", "cars", "folders"] = "birds"
+    root: str | None = None
+    test_root: str | None = None
+    size: Count | Pair = Field(default=224, description="a number of pixels, or [height, width]")
+    channels: Literal[1, 3] = 3
+    classes: Count | Names | None = Field(
+        default=None, description="a number of classes above 0, or a list of their names"
+    )
+    train_per_class: Count | None = None
+    test_per_class: Count | None = None
+    render_seed: int | None = None
+    crop: bool | None = None
+    groups: str | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    split_seed: int | None = None
+    in_memory: bool = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(S, T), height and width in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> DataSettings:
+        owners = {
+            "train_per_class": ("birds",),
+            "test_per_class": ("birds",),
+            "render_seed": ("birds",),
+            "crop": ("cub", "cars"),
+            "test_root": ("folders",),
+            "groups": ("folders",),
+            "test_fraction": ("folders",),
+            "split_seed": ("folders",),
+            "root": ("cub", "cars", "folders"),
+        }
+        for key, kinds in owners.items():
+            if getattr(self, key) is not None and self.kind not in kinds:
+                raise wrong(
+                    key, f"belongs to data.kind {' or '.join(kinds)}, not {self.kind}; leave it out"
+                )
+        if self.kind != "birds" and self.root is None:
+            raise wrong("root", f"data.kind {self.kind} needs the folder of the data set")
+        if min(self.image_size) < 16:
+            raise wrong("size", "images must be at least 16 pixels high and wide")
+        return self
+
+
+class ModelSettings(_Frozen):
+    """The network.
+
+    Attributes:
+        backbone: Name of the backbone, see :func:`protofast.models.build_backbone`.
+        weights: ``none`` (from scratch), ``imagenet`` (torchvision's), or a file of weights.
+        depth: D, length of a prototype.
+        prototypes_per_class: Prototypes of each class.
+        add_on: The paper's layers between backbone and prototypes.
+        metric: Distance between patch and prototype.
+        similarity: From distance to activation.
+        eps: Stabiliser of the logarithm; an exactly met prototype is activated log(1/eps).
+        prototype_init: ``uniform`` in [0, 1) (paper), or ``patches``: before the first joint epoch
+            each class's prototypes become patches of its own training images, far apart from each
+            other. Networks trained from scratch need it: their features do not fill [0, 1)^D.
+    """
+
+    backbone: str = "vgg19"
+    weights: str = "imagenet"
+    depth: Count = 128
+    prototypes_per_class: Count = 10
+    add_on: Literal["regular", "bottleneck"] = "regular"
+    metric: Literal["squared_l2", "l2", "dot", "cosine"] = "squared_l2"
+    similarity: Literal["log", "linear", "exp"] = "log"
+    eps: Annotated[float, Field(gt=0)] = 1e-4
+    prototype_init: Literal["uniform", "patches"] = "uniform"
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> ModelSettings:
+        if self.metric in ("dot", "cosine") and self.similarity != "linear":
+            raise wrong("similarity", f"model.metric {self.metric} allows similarity linear only")
+        return self
+
+
+class ScheduleSettings(_Frozen):
+    """How long each stage lasts; see :func:`protofast.training.schedule.plan`.
+
+    Attributes:
+        epochs: Warm and joint epochs together; numbered from 0.
+        warm_epochs: The first of them that are warm.
+        project_from: First epoch after which prototypes may be projected.
+        project_every: They are projected after the epochs that are multiples of it; 0 means never,
+            but for ``project_last``.
+        project_last: Project after the last epoch as well, so that training ends with prototypes
+            that are patches.
+        last_layer_epochs: Epochs of the last layer alone after each projection.
+        passes: Passes over the training images, each with new augmentation, that count as one warm
+            or joint epoch; the original's epoch shows 30 altered copies of every image.
+        last_layer_passes: The same for an epoch of the last layer.
+    """
+
+    epochs: Count = 1000
+    warm_epochs: NotNegative = 5
+    project_from: NotNegative = 10
+    project_every: NotNegative = 10
+    project_last: bool = False
+    last_layer_epochs: NotNegative = 20
+    passes: Count = 30
+    last_layer_passes: Count = 30
+
+
+class LearningRates(_Frozen):
+    """Adam's learning rate of each part of the network; 0 freezes the part."""
+
+    backbone: Rate = 0.0
+    add_on: Rate = 0.0
+    prototypes: Rate = 0.0
+    last_layer: Rate = 0.0
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> LearningRates:
+        if not (self.backbone or self.add_on or self.prototypes or self.last_layer):
+            raise wrong("", "at least one part must have a learning rate above 0")
+        return self
+
+
+class WeightDecay(_Frozen):
+    """Adam's weight decay (the L2 term in the gradient) of each part of the network."""
+
+    backbone: Rate = 1e-3
+    add_on: Rate = 1e-3
+    prototypes: Rate = 0.0
+    last_layer: Rate = 0.0
+
+
+class OptimizerSettings(_Frozen):
+    """One Adam per stage; each keeps its moments from cycle to cycle, as in the original.
+
+    Attributes:
+        warm: Rates of the warm stage; constant.
+        joint: Rates of the joint stage at their highest; they decay.
+        last_layer: Rates of the last-layer stage; constant.
+        weight_decay: For all three.
+        joint_decay: ``steps`` (paper), ``cosine`` (to zero at the end of the last joint epoch,
+            batch by batch), or ``none``.
+        decay_epochs: ``steps``: joint epochs between two steps.
+        decay_factor: ``steps``: what the rates are multiplied by at each.
+    """
+
+    warm: LearningRates = LearningRates(add_on=3e-3, prototypes=3e-3)
+    joint: LearningRates = LearningRates(backbone=1e-4, add_on=3e-3, prototypes=3e-3)
+    last_layer: LearningRates = LearningRates(last_layer=1e-4)
+    weight_decay: WeightDecay = WeightDecay()
+    joint_decay: Literal["steps", "cosine", "none"] = "steps"
+    decay_epochs: Count = 5
+    decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class LossSettings(_Frozen):
+    """Weights of the loss's terms, all taken as positive numbers.
+
+    Attributes:
+        cross_entropy: Weight of the classification loss.
+        cluster: Weight of the distance to the nearest own-class prototype.
+        separation: Weight of the distance to the nearest other-class prototype, which is
+            *subtracted*.
+        l1: Weight of the L1 norm of the last layer's off-class weights.
+        class_weights: ``none``, ``balanced`` (inversely proportional to the class's number of
+            training images, 1 on average over images), or one number per class.
+    """
+
+    cross_entropy: Rate = 1.0
+    cluster: Rate = 0.8
+    separation: Rate = 0.08
+    l1: Rate = 1e-4
+    class_weights: Literal["none", "balanced"] | Numbers = Field(
+        default="none", description="'none', 'balanced', or a list with one number per class"
+    )
+
+
+class AugmentationSettings(_Frozen):
+    """What may happen to training images; see :class:`protofast.data.Augmentation`."""
+
+    rotation: Rate = 15.0
+    skew: Fraction = 0.2
+    shear: Rate = 10.0
+    distortion: Rate = 0.0
+    distortion_grid: Pair = (10, 10)
+    kinds: Literal["one", "all"] = "one"
+    flip: Fraction = 0.5
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+
+    def build(self) -> Augmentation:
+        """The same, for :class:`protofast.data.Batches`."""
+        return Augmentation(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _allowed(self) -> AugmentationSettings:
+        try:
+            self.build()
+        except ValueError as error:
+            raise wrong(str(error).split()[0], str(error)) from error
+        return self
+
+
+class TrainingSettings(_Frozen):
+    """How the network is trained.
+
+    Attributes:
+        seed: Key of initial weights, order of images and augmentation.
+        batch_size: Training images per step and rank.
+        test_batch_size: Images per batch when testing.
+        project_batch_size: Images per batch when projecting.
+        schedule: Stages.
+        optimizer: Learning rates.
+        losses: Weights of the loss's terms.
+        augmentation: What happens to training images.
+        precision: Of training steps; testing and projecting are always done in float32, so that a
+            projected prototype equals its patch.
+        freeze_batch_norm_after_projection: Keep batch-norm statistics still while the last layer
+            learns, so that projected prototypes stay equal to their patches. The original lets them
+            drift (false).
+        last_layer_images: ``augmented`` (paper), or ``plain``: un-augmented images, whose
+            activations are computed once per stage. ``plain`` needs frozen batch norm.
+        test_every: Test after every so many warm and joint epochs; always tested after a projection
+            and at the end of each stage.
+        best_by: What, measured on the test images, makes a checkpoint ``best``. As in the papers
+            there are no validation images, so the best checkpoint's accuracy is an optimistic one.
+        keep_checkpoints: ``few`` (latest, the one before, best, last of each stage) or ``all``.
+        checkpoint_seconds: Seconds between checkpoints inside an epoch; 0 writes one after every
+            batch.
+        workers: Threads that decode images, if they are not in memory.
+        accelerator: ``auto``, ``cpu`` or ``cuda``.
+        devices: Ranks on this machine; more than one needs torchrun or a script.
+        nodes: Machines.
+        deterministic: Ask PyTorch for deterministic algorithms on CUDA too.
+        tensorboard: Write TensorBoard files as well.
+    """
+
+    seed: int = 0
+    batch_size: Count = 80
+    test_batch_size: Count = 100
+    project_batch_size: Count = 75
+    schedule: ScheduleSettings = ScheduleSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    losses: LossSettings = LossSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    freeze_batch_norm_after_projection: bool = True
+    last_layer_images: Literal["augmented", "plain"] = "augmented"
+    test_every: Count = 1
+    best_by: Literal["accuracy", "balanced_accuracy"] = "accuracy"
+    keep_checkpoints: Literal["few", "all"] = "few"
+    checkpoint_seconds: Rate = 300.0
+    workers: NotNegative = 2
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Count = 1
+    nodes: Count = 1
+    deterministic: bool = True
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> TrainingSettings:
+        if self.last_layer_images == "plain" and not self.freeze_batch_norm_after_projection:
+            raise wrong(
+                "last_layer_images",
+                "plain needs freeze_batch_norm_after_projection = true, else activations change",
+            )
+        if self.schedule.warm_epochs > self.schedule.epochs:
+            raise wrong("schedule.warm_epochs", "there cannot be more warm epochs than epochs")
+        return self
+
+
+class Settings(_Frozen):
+    """Everything a run depends on."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()

@@ -1,0 +1,276 @@
+"""Starting a run and resuming one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from protofast.data import Splits
+from protofast.errors import CheckpointError, RunFolderError, SettingsError
+from protofast.files import write_atomically
+from protofast.models import ProtoPNet
+from protofast.training.build import build_data, build_model
+from protofast.training.engine import build_fabric, determinism, on_first_rank, stop_on_signals
+from protofast.training.environment import describe, record_start
+from protofast.training.journal import Journal
+from protofast.training.loop import Loop, Perturb
+from protofast.training.optimizers import build_optimizers
+from protofast.training.progress import Progress, Silence
+from protofast.training.random_state import seed_everything
+from protofast.training.run_folder import RunFolder
+from protofast.training.settings import Settings
+from protofast.training.settings_file import differences, settings_text
+from protofast.training.state import EpochSums, State
+
+# Settings that change neither the plan nor a single weight, so a resumed run may have others.
+_FREE = (
+    "training.workers",
+    "training.checkpoint_seconds",
+    "training.keep_checkpoints",
+    "training.tensorboard",
+    "data.in_memory",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        folder: Where everything is.
+        finished: Whether the plan is done; otherwise the run was asked to stop and can be resumed.
+        steps_done: Finished steps of the plan.
+        steps: Steps of the plan.
+        best: Name of the best checkpoint, or None before the first test.
+        test: Of the best checkpoint: ``accuracy``, ``balanced_accuracy``, ``loss``, ``images``, ...
+        seconds: Of this start.
+    """
+
+    folder: RunFolder
+    finished: bool
+    steps_done: int
+    steps: int
+    best: str | None
+    test: dict[str, Any] | None
+    seconds: float
+
+
+def train(
+    settings: Settings | None,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    perturb: Perturb | None = None,
+    data: Splits | None = None,
+    model: ProtoPNet | None = None,
+    data_progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Trains a network as the settings say, or goes on with a run that was interrupted.
+
+    Ctrl-C and SIGTERM (where this is the main thread) and ``stop`` end it at the next batch with a
+    checkpoint; a second Ctrl-C ends it at once.
+
+    Args:
+        settings: What to do. None, with ``resume``: what the folder's ``settings.toml`` says.
+        folder: The run folder; must not exist yet, unless ``resume``.
+        resume: Go on from the folder's latest checkpoint, or from the start if there is none yet.
+            With the same machine, threads and versions, the weights come out bit-equal to those of
+            a run that was never interrupted.
+        allow_changes: Resume even though ``settings`` differ from the folder's, which they replace.
+        device: In place of ``training.accelerator``.
+        progress: What to tell; nothing by default.
+        stop: Set it from another thread to end the run.
+        perturb: See :class:`protofast.training.loop.Loop`.
+        data: In place of what ``settings.data`` names.
+        model: In place of what ``settings.model`` describes; on resuming, its weights are
+            overwritten.
+        data_progress: Called with (images done, images in all) while images are rendered or
+            decoded.
+
+    Raises:
+        RunFolderError: The folder exists (or, resuming, does not), or another process works on it.
+        SettingsError: Resuming with other settings; the message names the keys.
+        CheckpointError: Every checkpoint is damaged.
+        DataError: About the images.
+        OSError: Writing failed (a full disk, say); the last checkpoint is whole.
+    """
+    started = time.monotonic()
+    run_folder = RunFolder(Path(folder))
+    if resume and settings is None:
+        settings = RunFolder.open(folder).settings
+    if settings is None:
+        raise TypeError("settings may be left out only to resume a run")
+    wanted, stop = settings, stop or threading.Event()
+    fabric = build_fabric(settings.training, device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop_on_signals(stop))
+        stack.enter_context(determinism(fabric, settings.training.deterministic))
+
+        def claim() -> None:
+            _claim(run_folder, wanted, stack, resume=resume, allow_changes=allow_changes)
+
+        on_first_rank(fabric, claim)
+        journal = _journal(run_folder, settings, fabric, progress or Silence())
+        stack.callback(journal.close)
+        data = data or _open_data(fabric, settings, data_progress)
+        state = _fresh_state(fabric, settings, model, len(data.train.classes))
+        _take_up(fabric, journal, state)
+        loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
+        finished = loop.run()
+    best = state.best or {"name": None, "test": None}
+    return Result(
+        run_folder,
+        finished,
+        state.step,
+        len(loop.plan),
+        best["name"],
+        best["test"],
+        time.monotonic() - started,
+    )
+
+
+def _claim(
+    folder: RunFolder,
+    settings: Settings,
+    stack: contextlib.ExitStack,
+    *,
+    resume: bool,
+    allow_changes: bool,
+) -> None:
+    """Makes the run folder, or takes up the one that is there; locks it until the run ends."""
+    if not resume:
+        try:
+            RunFolder.create(folder.path, settings)
+        except RunFolderError as error:
+            raise RunFolderError(f"{error} (to go on with a run: --resume)") from error
+        stack.enter_context(folder.lock())
+        return
+    there = RunFolder.open(folder.path).settings
+    stack.enter_context(folder.lock())
+    folder.sweep()
+    changed = differences(there, settings)
+    serious = [text for text in changed if not text.startswith(_FREE)]
+    if serious and not allow_changes:
+        raise SettingsError(
+            f"{folder.path} was started with other settings: {', '.join(serious)}; resume without "
+            "them, start another run, or allow changes, which gives up bit-equality"
+        )
+    if changed:
+        write_atomically(folder.path / "settings.toml", settings_text(settings))
+        folder.log(f"settings changed: {', '.join(changed)}")
+
+
+def _journal(folder: RunFolder, settings: Settings, fabric: Fabric, progress: Progress) -> Journal:
+    training = settings.training
+    journal = Journal(
+        folder,
+        progress if fabric.is_global_zero else Silence(),
+        writes=fabric.is_global_zero,
+        keep_all=training.keep_checkpoints == "all",
+        tensorboard=training.tensorboard,
+    )
+
+    def record() -> None:
+        environment = describe(device=str(fabric.device), ranks=fabric.world_size)
+        changed = record_start(folder.path, environment)
+        if changed:
+            journal.say(
+                f"{', '.join(changed)} changed since the last start: the result may differ in its "
+                "last bits from that of an uninterrupted run"
+            )
+
+    on_first_rank(fabric, record)
+    return journal
+
+
+def _open_data(
+    fabric: Fabric, settings: Settings, progress: Callable[[int, int], None] | None
+) -> Splits:
+    """The data; the first rank goes first and fills the cache of rendered images."""
+    opened: list[Splits] = []
+    on_first_rank(fabric, lambda: opened.append(build_data(settings.data, progress=progress)))
+    return opened[0] if opened else build_data(settings.data)
+
+
+def _fresh_state(
+    fabric: Fabric, settings: Settings, model: ProtoPNet | None, num_classes: int
+) -> State:
+    """Model, optimisers and random states as they are before the first step."""
+    seed_everything(settings.training.seed, 0)  # the same weights on every rank
+    if model is None:
+        model = build_model(settings.model, settings.data, num_classes=num_classes)
+    if model.num_classes != num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, the data {num_classes}")
+    model.to(fabric.device)
+    seed_everything(settings.training.seed, fabric.global_rank)
+    return State(
+        model,
+        build_optimizers(model, settings.training.optimizer),
+        EpochSums(model.num_prototypes, fabric.device),
+    )
+
+
+def _take_up(fabric: Fabric, journal: Journal, state: State) -> None:
+    """Restores the newest checkpoint that is whole, if there is one."""
+    folder = journal.folder
+    chosen: list[str] = []
+    size = [0]
+
+    def choose() -> None:
+        found = _newest_whole(journal)
+        if found is not None:
+            chosen.append(found[0])
+            size[0] = found[2]["metrics_bytes"]
+        folder.cut_metrics(size[0])
+
+    on_first_rank(fabric, choose)
+    name: str = chosen[0] if chosen else ""
+    if fabric.world_size > 1:
+        name = fabric.broadcast(name)
+    if not name:
+        return
+    _, tensors, facts = folder.read(name)
+    lost = state.restore(fabric, name, tensors, facts)
+    for what in lost:
+        journal.say(f"not restored: {what}")
+    journal.say(f"resumed from checkpoint {name}: {state.step} of {facts['steps']} steps are done")
+
+
+def _newest_whole(journal: Journal) -> tuple[str, dict[str, Tensor], dict[str, Any]] | None:
+    """The latest checkpoint, or the newest before it that is not damaged.
+
+    Raises:
+        CheckpointError: There are some, and all are damaged.
+    """
+    folder = journal.folder
+    latest = folder.pointer("latest")
+    by_age = folder.names()[::-1]
+    order = [name for name in by_age if name == latest] + [
+        name for name in by_age if name != latest
+    ]
+    if latest is None:
+        return None  # killed before the first one was complete: start from the beginning
+    failed = []
+    for name in order:
+        try:
+            return folder.read(name)
+        except CheckpointError as error:
+            failed.append(name)
+            journal.say(f"{str(error).partition('; others')[0]}; trying the one before it")
+    raise CheckpointError(
+        f"no checkpoint in {folder.checkpoints} can be read (tried {', '.join(failed) or latest}); "
+        "start the run again in another folder"
+    )
