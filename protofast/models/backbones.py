@@ -197,7 +197,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             state = _read_safetensors(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (InstallError, OSError):
+    except InstallError:
         raise
     except Exception as error:  # each format has errors of its own for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
