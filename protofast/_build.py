@@ -7,7 +7,6 @@ them: then the operators' plain-PyTorch reference runs, and importing says so on
 
 from __future__ import annotations
 
-import ctypes
 import json
 import warnings
 from pathlib import Path
@@ -63,16 +62,6 @@ def facts() -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(_FACTS.read_text(encoding="utf-8"))
     return found
-
-
-def cpu_kernel() -> str:
-    """The kernels that run on this processor: `avx512`, `avx2`, `portable`, or `reference`."""
-    if "cpu" not in _loaded:
-        return "reference"
-    function = ctypes.CDLL(str(_CPU_LIBRARY)).protofast_cpu_kernel
-    function.restype = ctypes.c_char_p
-    name: bytes = function()
-    return name.decode()
 
 
 def _load(library: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from protofast import _build
 from protofast.ops import distance_map, mean_distance, nearest_patch, reference
+from protofast.ops._library import cpu_instruction_set
 
 # An operator's result and what the reference gives, and the function that makes a few such pairs.
 _Result = tuple[Tensor, Tensor]
@@ -135,7 +136,7 @@ def _cpu() -> dict[str, Any]:
     except ImportError:  # the pure-PyTorch package, or built without Python's headers
         pass
     return {
-        "kernel": _build.cpu_kernel(),
+        "kernel": cpu_instruction_set(),
         "features": features,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -1,1 +1,0 @@
-// Stands in until the CPU kernels are here.

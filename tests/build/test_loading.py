@@ -1,0 +1,93 @@
+"""How the package behaves with its libraries, without them, and with one that does not load."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import protofast
+from protofast import _build
+from protofast.ops._library import cpu_instruction_set
+
+PACKAGE = Path(protofast.__file__).parent
+USE = """
+import torch, protofast
+print(protofast.nearest_patch(torch.zeros(1, 2, 3, 3), torch.zeros(4, 2)).distances.sum().item())
+"""
+
+
+def copy_package(folder: Path, *left_out: str) -> Path:
+    shutil.copytree(
+        PACKAGE, folder / "protofast", ignore=shutil.ignore_patterns("__pycache__", *left_out)
+    )
+    return folder / "protofast"
+
+
+def run_with(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-W", "always::UserWarning", "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def require_build() -> None:
+    if not _build.loaded_libraries():
+        if os.environ.get("PROTOFAST_REQUIRE_BUILD") == "1":
+            pytest.fail("PROTOFAST_REQUIRE_BUILD=1, but the compiled operators are not installed")
+        pytest.skip("needs the compiled operators")
+
+
+def test_the_installed_libraries_are_loaded() -> None:
+    require_build()
+    assert "cpu" in _build.loaded_libraries()
+    assert cpu_instruction_set() in ("avx512", "avx2", "portable")
+    facts = _build.facts()
+    assert facts["torch_abi"] == "2.10"
+    assert facts["compiler"]
+
+
+def test_the_module_and_the_file_state_the_same_facts() -> None:
+    require_build()
+    module = pytest.importorskip("protofast._C")
+    assert module.build_facts() == _build.facts()
+    assert all(isinstance(value, bool) for value in module.cpu_features().values())
+
+
+def test_without_libraries_one_warning_and_the_reference(tmp_path: Path) -> None:
+    copy_package(tmp_path, "*.so", "build_facts.json")
+    script = USE + "import sys, protofast.layers, protofast.info; sys.exit(protofast.info.main([]))"
+    done = run_with(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("0.0\n")
+    assert done.stderr.count("without its compiled operators") == 1
+    assert "PROTOFAST_BUILD=0" in done.stderr
+    assert "reference kernels" in done.stdout
+    assert "pure-PyTorch package" in done.stdout
+
+
+def test_a_library_that_does_not_load_says_what_to_do(tmp_path: Path) -> None:
+    package = copy_package(tmp_path, "*.so")
+    (package / "libprotofast_cpu.so").write_bytes(b"\x7fELF, but truncated")
+    done = run_with(tmp_path, USE)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("protofast.errors.InstallError: libprotofast_cpu.so does not load")
+    assert "pip install --force-reinstall" in last
+    assert "PROTOFAST_BUILD=0" in last
+
+
+def test_the_cpu_library_stands_alone(tmp_path: Path) -> None:
+    require_build()
+    copy_package(tmp_path, "libprotofast_cuda.so", "_C.*")
+    done = run_with(tmp_path, USE + "print(protofast._build.loaded_libraries())")
+    assert done.returncode == 0, done.stderr
+    assert "('cpu',)" in done.stdout
+    assert done.stderr == ""
