@@ -50,8 +50,8 @@ _BEAKS = {
         [(0, 0.005), (0.42, 0.01), (0.18, 0.05), (0, 0.065)],
     ),
     "curved": (
-        [(0, -0.06), (0.16, -0.05), (0.31, 0.02), (0.40, 0.15), (0.28, 0.055), (0.14, 0.008), (0, 0)],
-        [(0, 0), (0.14, 0.008), (0.28, 0.05), (0.37, 0.125), (0.24, 0.08), (0.12, 0.045), (0, 0.045)],
+        [(0, -0.06), (0.16, -0.05), (0.31, 0.02), (0.4, 0.15), (0.28, 0.05), (0.14, 0.01), (0, 0)],
+        [(0, 0), (0.14, 0.01), (0.28, 0.05), (0.37, 0.12), (0.24, 0.08), (0.12, 0.045), (0, 0.04)],
     ),
     "hooked": (
         [(0, -0.095), (0.12, -0.088), (0.205, -0.035), (0.215, 0.085), (0.165, 0.03), (0, 0.02)],
@@ -139,7 +139,9 @@ def crest(shape: str) -> list[Points]:
     for degrees in (-66, -88, -110, -132):
         root = around(*HEAD, HEAD_RADIUS * 0.9, degrees + 14, degrees - 14)
         tip = around(*HEAD, HEAD_RADIUS * 1.75, degrees - 10)
-        feathers.append(np.concatenate([root[:1], tip, root[1:]]))
+        bend = around(*HEAD, HEAD_RADIUS * 1.35, degrees + 6, degrees - 14)
+        feather = np.concatenate([root[:1], bend[:1], tip, tip, bend[1:], root[1:]])
+        feathers.append(smooth(feather, steps=4))
     return feathers
 
 

@@ -73,7 +73,8 @@ class BirdSet(MemoryImageSet):
     def truth(self, index: int) -> BirdTruth:
         """The ground truth of an image; its mask is rendered now."""
         label, number = self._numbers[index]
-        assert self.size is not None and self.boxes is not None
+        assert self.size is not None
+        assert self.boxes is not None
         mask = render(self.species[label], (self.seed, label, number), self.size).parts
         return BirdTruth(self.parts[index], torch.from_numpy(mask), self.boxes[index])
 
@@ -196,9 +197,7 @@ def _render_all(
 
 
 def _part_places(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """For each part its visible pixel that is nearest to its centre, as (x, y, 1); (0, 0, 0) if
-    none is.
-    """
+    """For each part its visible pixel nearest to its centre as (x, y, 1), or (0, 0, 0)."""
     places = np.zeros((len(PARTS), 3), dtype=np.float32)
     rows, columns = np.nonzero(mask)
     found = mask[rows, columns]

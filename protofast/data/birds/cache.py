@@ -29,9 +29,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def default_folder() -> Path:
-    """``PROTOFAST_CACHE`` if it is set, else ``protofast`` in the user's cache folder of this
-    platform.
-    """
+    """``PROTOFAST_CACHE`` if it is set, else ``protofast`` in this user's cache folder."""
     chosen = os.environ.get("PROTOFAST_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -45,9 +43,7 @@ def default_folder() -> Path:
 
 
 def load(file: Path, key: str) -> Arrays | None:
-    """The arrays in a cache file, memory-mapped; None if it is missing, damaged or of another
-    key.
-    """
+    """The arrays in a cache file, memory-mapped; None if it is missing, damaged or outdated."""
     try:
         with file.open("rb") as stream:
             magic, length = struct.unpack("<8sI", stream.read(12))
@@ -57,7 +53,7 @@ def load(file: Path, key: str) -> Arrays | None:
         if header["key"] != key or file.stat().st_size != header["bytes"]:
             return None
         data = np.memmap(file, dtype=np.uint8, mode="c", offset=header["start"])
-        if zlib.crc32(data) != header["checksum"]:
+        if zlib.crc32(data.data) != header["checksum"]:
             return None
         arrays: Arrays = {}
         for name, (dtype, shape, first) in header["arrays"].items():
@@ -70,18 +66,24 @@ def load(file: Path, key: str) -> Arrays | None:
 
 def save(file: Path, key: str, arrays: Arrays) -> None:
     """Writes a cache file; if that fails, warns and leaves nothing behind."""
-    blocks, layout, first = [], {}, 0
+    blocks: list[bytes] = []
+    layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    first = 0
     for name, array in arrays.items():
-        block = np.ascontiguousarray(array)
-        layout[name] = (block.dtype.str, block.shape, first)
-        padding = -block.nbytes % 64
-        blocks += [block.tobytes(), bytes(padding)]
-        first += block.nbytes + padding
+        layout[name] = (array.dtype.str, array.shape, first)
+        padding = -array.nbytes % 64
+        blocks += [array.tobytes(), bytes(padding)]
+        first += array.nbytes + padding
     checksum = 0
     for block in blocks:
         checksum = zlib.crc32(block, checksum)
-    header = {"key": key, "checksum": checksum, "arrays": layout, "start": _START}
-    header["bytes"] = _START + first
+    header = {
+        "key": key,
+        "checksum": checksum,
+        "arrays": layout,
+        "start": _START,
+        "bytes": _START + first,
+    }
     text = json.dumps(header).encode()
     if len(text) > _START - 12:
         raise ValueError("the header of a cache file is too long")

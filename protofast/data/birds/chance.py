@@ -15,7 +15,8 @@ class Chance:
 
     def number(self) -> float:
         """A number in [0, 1)."""
-        return next(self._numbers)
+        number: float = next(self._numbers)
+        return number
 
     def between(self, low: float, high: float) -> float:
         """A number in [low, high)."""

@@ -1,6 +1,4 @@
-"""A canvas for shapes in a bird's own coordinates, which remembers which part each pixel belongs
-to.
-"""
+"""A canvas for shapes in a bird's own coordinates, which remembers which part is where."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ Colour = tuple[float, float, float]  # red, green, blue in 0 … 255
 
 @dataclass(frozen=True)
 class Frame:
-    """An affine map from a part's coordinates to pixels: (x, y) -> (a x + b y + c, d x + e y +
-    f).
-    """
+    """An affine map from a part's coordinates to pixels: (a x + b y + c, d x + e y + f)."""
 
     a: float
     b: float
@@ -29,16 +25,16 @@ class Frame:
     f: float
 
     def to_pixels(self, points: Points) -> Points:
-        """Pixel coordinates [k, 2]. Elementwise on purpose: a matrix product rounds differently
-        elsewhere.
-        """
+        """Pixel coordinates [k, 2]."""
+        # Elementwise, because a matrix product may round differently on another machine.
         x, y = points[:, 0], points[:, 1]
-        return np.stack([self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f], 1)
+        pixels = np.empty_like(points)
+        pixels[:, 0] = self.a * x + self.b * y + self.c
+        pixels[:, 1] = self.d * x + self.e * y + self.f
+        return pixels
 
     def turned(self, angle: float, x: float, y: float) -> Frame:
-        """This frame after turning the part about (x, y) by ``angle`` radians (clockwise on screen
-        if a, e > 0).
-        """
+        """This frame after turning the part about (x, y) by ``angle`` radians, from x to y."""
         cos, sin = math.cos(angle), math.sin(angle)
         move_x, move_y = x - cos * x + sin * y, y - sin * x - cos * y
         return Frame(

@@ -187,7 +187,7 @@ def _paint_patches(canvas: Canvas, species: Species, colours: Colours, pose: Pos
     canvas.polygon(body, smooth(breast), colours.breast, PART["breast"])
     rump = ellipse(-0.50, -0.10, 0.17, 0.085, -0.35)
     canvas.polygon(body, rump, colours.rump, PART["rump"])
-    face = mix(colours.mantle, colours.light, 0.12)
+    face = mix(colours.mantle, colours.light, 0.28)
     canvas.polygon(head, ellipse(*HEAD, 0.235, 0.222), face, PART["face"])
     throat = np.array([(0.72, -0.235), (0.52, -0.20), (0.36, -0.12), (0.30, -0.02), (0.75, -0.02)])
     canvas.polygon(head, throat, colours.breast, PART["breast"])
@@ -252,9 +252,9 @@ def _paint_wing(canvas: Canvas, species: Species, colours: Colours, pose: Pose) 
         canvas.line(body, smooth(scallop, closed=False, steps=3), 0.012, shade(base, 0.78))
     if species["wing"] == "barred":
         for shift in (0.0, -0.155):
-            bar = np.array([(0.10, -0.155), (0.055, -0.04), (0.10, 0.115)]) + (shift, 0.0)
+            bar = np.array([(0.10, -0.155), (0.055, -0.04), (0.10, 0.115)])
             if shift:
-                bar = bar * (1.0, 0.86) + (0.0, -0.008)
+                bar = bar * (1.0, 0.86) + (shift, -0.008)
             canvas.line(body, smooth(bar, closed=False), 0.046, colours.light)
     elif species["wing"] == "patched":
         patch = np.array(

@@ -114,4 +114,5 @@ def _lit(
     warmth, strength = chance.between(-0.06, 0.06), chance.between(0.86, 1.12)
     tint = np.array([strength * (1 + warmth), strength, strength * (1 - warmth)], dtype=np.float32)
     values = pixels * relief[:, :, None] * tint
-    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+    lit: npt.NDArray[np.uint8] = np.clip(values + 0.5, 0, 255).astype(np.uint8)
+    return lit

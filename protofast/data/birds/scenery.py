@@ -65,8 +65,7 @@ def paint_background(chance: Chance, size: tuple[int, int], detail: int) -> Imag
 
 def paint_perch(canvas: Canvas, pose: Pose, chance: Chance) -> Colour:
     """The branch that the bird sits on; returns its colour."""
-    width, height = canvas.parts.size
-    unit = pose.body.scale
+    width, unit = canvas.parts.width, pose.body.scale
     wood = shade(_WOODS[chance.below(len(_WOODS))], chance.between(0.85, 1.15))
     x, y = pose.feet
     thick = unit * chance.between(0.07, 0.17)
@@ -117,11 +116,8 @@ def _paint_leaf(
 
 
 def paint_foreground(canvas: Canvas, pose: Pose, wood: Colour, chance: Chance) -> None:
-    """Leaves and stems in front of the bird, in some of the pictures; what they cover is no part of
-    it any more.
-    """
-    unit = pose.body.scale
-    width, height = canvas.parts.size
+    """Leaves and stems in front of some birds; what they cover is no part of the bird any more."""
+    unit, height = pose.body.scale, canvas.parts.height
     if chance.happens(0.3):
         colour = shade(_LEAVES[chance.below(len(_LEAVES))], chance.between(0.85, 1.1))
         for _ in range(1 + chance.below(3)):

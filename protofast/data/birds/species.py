@@ -1,5 +1,4 @@
-"""Which birds there are: species as combinations of parts, chosen so that no single part gives a
-class away.
+"""Which birds there are: combinations of parts, so that no single part gives a class away.
 
 A species is one value per *gene* (crown colour, beak shape, wing bars, …). Species come in families
 whose members differ from a sibling in two genes, and every value is shared by at least two species
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from protofast.data.randomness import uniform
 
-_SPECIES = 3  # purpose of these random numbers; see randomness.py
+_SPECIES = 9  # purpose of these random numbers; see randomness.py
 MAX_CLASSES = 500
 
 # Gene, its values, and how much the eye sees of it at some hundred pixels.
@@ -115,9 +114,7 @@ def choose_species(classes: int, seed: int) -> list[Species]:
 
 
 def name_species(species: list[Species]) -> list[str]:
-    """A name for each species, made of parts that no other species of the same noun has
-    together.
-    """
+    """A name for each species, made of parts that no other of the same noun has together."""
     names: list[str] = []
     for own in species:
         rivals = [other for other in species if other is not own and other["beak"] == own["beak"]]
@@ -197,7 +194,7 @@ def _founders(families: int, values: list[Genome], seed: int, attempt: int) -> G
 def _least_differences(genomes: Genome) -> float:
     """How visibly the two most similar genomes differ."""
     differ = (genomes[:, None] != genomes[None]) @ _VISIBILITY
-    return float(differ[np.triu_indices(len(genomes), 1)].min())
+    return float(np.min(differ[np.triu_indices(len(genomes), 1)], initial=np.inf))
 
 
 def _mutated(parent: Genome, dice: npt.NDArray[np.float64], values: list[Genome]) -> Genome:
