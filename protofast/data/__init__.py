@@ -3,9 +3,12 @@
 from protofast.data.augmentation import Augmentation
 from protofast.data.batches import Batch, Batches
 from protofast.data.birds import PARTS, BirdSet, BirdTruth, open_birds
+from protofast.data.cars import open_cars
 from protofast.data.cub import open_cub
 from protofast.data.decode import decode_image, load_image, resize_image
+from protofast.data.folders import open_folders
 from protofast.data.image_set import FileImageSet, ImageSet, MemoryImageSet, Sample, Splits
+from protofast.data.leaks import Leak, check_leaks
 
 __all__ = [
     "PARTS",
@@ -16,12 +19,16 @@ __all__ = [
     "BirdTruth",
     "FileImageSet",
     "ImageSet",
+    "Leak",
     "MemoryImageSet",
     "Sample",
     "Splits",
+    "check_leaks",
     "decode_image",
     "load_image",
     "open_birds",
+    "open_cars",
     "open_cub",
+    "open_folders",
     "resize_image",
 ]

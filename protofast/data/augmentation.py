@@ -164,24 +164,25 @@ class Augmentation:
                 make = {"rotation": _rotations, "skew": _skews, "shear": _shears}[kind]
                 matrix = make(random[:, number : number + 4], amount, size)
                 matrices = np.where(chosen[kind][:, None, None], matrix, np.eye(3)) @ matrices
-        mirror = np.where(random[:, 15] < self.flip, -1.0, 1.0)
+        unmoved = (matrices == np.eye(3)).all(axis=(1, 2))
+        mirrored = random[:, 15] < self.flip
+        mirror = np.where(mirrored, -1.0, 1.0)
         matrices = (
-            matrices * np.stack([mirror, np.ones_like(mirror), np.ones_like(mirror)], 1)[:, None]
+            matrices * np.stack([mirror, np.ones_like(mirror), np.ones_like(mirror)], -1)[:, None]
         )
         grid = _sampling_grid(matrices, size, images)
         if self.distortion:
+            unmoved &= ~chosen["distortion"]
             shifts = np.where(chosen["distortion"][:, None], random[:, _SCALARS:] * 2 - 1, 0.0)
             grid = grid + self._distortion(shifts, size, images)
-        still = not self.distortion and (matrices == np.eye(3)).all(axis=(1, 2))
         moved = F.grid_sample(
             images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )
-        if np.any(still):  # sampling at a pixel's own place is exact only up to rounding
-            moved = torch.where(
-                torch.from_numpy(np.asarray(still)).to(images.device)[:, None, None, None],
-                images,
-                moved,
-            )
+        # Sampling at the pixels' own places would be exact only up to rounding.
+        for still, source in ((unmoved & ~mirrored, images), (unmoved & mirrored, images.flip(-1))):
+            if still.any():
+                at = torch.from_numpy(still).to(images.device)
+                moved = torch.where(at[:, None, None, None], source, moved)
         return moved
 
     def _chosen_kinds(self, random: Numbers) -> dict[str, npt.NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from protofast.data.decode import Resize
-from protofast.data.image_set import Box, FileEntry, FileImageSet, Splits
+from protofast.data.image_set import Box, FileEntry, FileImageSet, Splits, square
 from protofast.data.index_files import (
     choose_classes,
     read_table,
@@ -96,15 +96,18 @@ def open_cub(
         require_images([counts[k] for k in range(len(chosen))], chosen, folder, split)
     shape = square(size)
     train, test = (
-        FileImageSet(side, classes=chosen, size=shape, channels=channels, resize=resize)
+        FileImageSet(
+            side,
+            classes=chosen,
+            size=shape,
+            channels=channels,
+            resize=resize,
+            description=f"CUB-200-2011 layout in {folder.name}, official split"
+            + (", cropped to boxes" if crop else ""),
+        )
         for side in entries
     )
     return Splits(train, train, test)
-
-
-def square(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
-    """(S, T) from (S, T) or one number."""
-    return (size, size) if isinstance(size, int) else size
 
 
 def _kept_classes(

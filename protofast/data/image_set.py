@@ -46,6 +46,7 @@ class ImageSet(Dataset[Sample]):
             out, or None.
         groups: One group (say, a patient) per image, or None. No group may be on both sides of a
             split.
+        description: One line on where the images come from and how they were split.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ImageSet(Dataset[Sample]):
         size: tuple[int, int] | None,
         boxes: Tensor | None = None,
         groups: Sequence[str] | None = None,
+        description: str = "",
     ) -> None:
         self.classes = tuple(classes)
         self.labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
@@ -66,6 +68,7 @@ class ImageSet(Dataset[Sample]):
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.boxes = boxes
         self.groups = None if groups is None else list(groups)
+        self.description = description
         if len(self.names) != len(self.labels):
             raise ValueError(f"{len(self.names)} names but {len(self.labels)} labels")
         if channels not in (1, 3):
@@ -139,6 +142,7 @@ class MemoryImageSet(ImageSet):
             size=(pixels.shape[2], pixels.shape[3]),
             boxes=source.boxes,
             groups=source.groups,
+            description=source.description,
         )
         if len(pixels) != len(self):
             raise ValueError(f"{len(pixels)} images but {len(self)} names")
@@ -188,6 +192,7 @@ class FileImageSet(ImageSet):
         size: tuple[int, int] | None,
         channels: int = 3,
         resize: Resize = "stretch",
+        description: str = "",
     ) -> None:
         has_groups = bool(entries) and all(entry.group is not None for entry in entries)
         super().__init__(
@@ -197,6 +202,7 @@ class FileImageSet(ImageSet):
             channels=channels,
             size=size,
             groups=[str(entry.group) for entry in entries] if has_groups else None,
+            description=description,
         )
         self.entries = list(entries)
         self.resize: Resize = resize
@@ -221,6 +227,7 @@ class FileImageSet(ImageSet):
             size=self.size,
             channels=self.channels,
             resize=self.resize,
+            description=self.description,
         )
 
 
@@ -236,6 +243,7 @@ class _Subset(ImageSet):
             size=source.size,
             boxes=None if source.boxes is None else source.boxes[positions],
             groups=None if source.groups is None else [source.groups[p] for p in positions],
+            description=source.description,
         )
         self._source = source
         self._positions = positions
@@ -253,6 +261,11 @@ class Splits(NamedTuple):
     train: ImageSet
     project: ImageSet
     test: ImageSet
+
+
+def square(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
+    """(S, T) from (S, T) or one number."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def _position(index: int, length: int) -> int:

@@ -63,6 +63,7 @@ class BirdSet(MemoryImageSet):
                 channels=3,
                 size=(int(pixels.shape[2]), int(pixels.shape[3])),
                 boxes=boxes,
+                description=f"rendered birds, version {VERSION}, seed {seed}",
             ),
         )
         self.species = list(species)

@@ -222,15 +222,20 @@ def _paint_breast_pattern(
         return
     if kind == "plain":
         return
-    for row in range(6):
-        for column in range(5):
-            x = 0.46 - 0.085 * column - 0.02 * row + chance.between(-0.012, 0.012)
-            y = -0.06 + 0.062 * row + 0.035 * (column % 2) + chance.between(-0.012, 0.012)
-            if kind == "spotted":
-                canvas.disc(body, (x, y), 0.021, colours.mark)
-            else:
-                streak = np.array([(x + 0.012, y - 0.028), (x - 0.002, y), (x - 0.02, y + 0.034)])
-                canvas.line(body, streak, 0.021, colours.mark)
+    jitter = 0.010
+    if kind == "spotted":
+        for row in range(5):
+            for column in range(4):
+                x = 0.47 - 0.10 * column - 0.025 * row + chance.between(-jitter, jitter)
+                y = -0.06 + 0.080 * row + 0.04 * (column % 2) + chance.between(-jitter, jitter)
+                canvas.disc(body, (x, y), 0.029, colours.mark)
+        return
+    for column in range(6):
+        x = 0.47 - 0.080 * column + chance.between(-jitter, jitter)
+        top = -0.07 + 0.05 * (column % 2) + chance.between(-jitter, jitter)
+        for start in (top, top + 0.17):
+            streak = np.array([(x, start), (x - 0.045, start + 0.07), (x - 0.10, start + 0.13)])
+            canvas.line(body, smooth(streak, closed=False, steps=3), 0.028, colours.mark)
 
 
 def _paint_wing(canvas: Canvas, species: Species, colours: Colours, pose: Pose) -> None:

@@ -128,7 +128,7 @@ def _distinguishing_words(own: Species, rivals: list[Species]) -> list[str]:
     visibility = dict(zip(GENE_NAMES, _VISIBILITY, strict=True))
 
     def dullness(genes: tuple[str, ...]) -> float:
-        return sum(10.0 * (words[g][0] == "(") - visibility[g] for g in genes)
+        return sum(10.0 * (words[g][0] == "(") - float(visibility[g]) for g in genes)
 
     for count in range(2, len(words) + 1):
         unique = [
