@@ -8,12 +8,14 @@ import click
 import typer
 
 from protofast.cli import demo, evaluate, explain, info, refine, train
-from protofast.cli.console import console, print_error
+from protofast.cli.console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    console,
+    print_error,
+)
 from protofast.errors import ProtofastError
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="protofast",

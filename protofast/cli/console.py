@@ -6,6 +6,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
 
 @cache
 def console(stderr: bool = False) -> Console:

@@ -23,7 +23,7 @@ Threads = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    str, typer.Option(help="Which checkpoint: best, latest, or a name as in the run's checkpoints/.")
+    str, typer.Option(help="Which checkpoint: best, latest, or a name as in checkpoints/.")
 ]
 Overrides = Annotated[
     list[str] | None,
