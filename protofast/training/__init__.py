@@ -1,1 +1,26 @@
 """Training prototype networks: settings, stages, resuming, the run folder."""
+
+from protofast.training.build import build_data, build_model
+from protofast.training.progress import for_terminal
+from protofast.training.refine import Refined, project_run, prune_run
+from protofast.training.run_folder import LoadedModel, RunFolder
+from protofast.training.settings import Settings
+from protofast.training.settings_file import differences, load_settings, recipes
+from protofast.training.train import Result, train
+
+__all__ = [
+    "LoadedModel",
+    "Refined",
+    "Result",
+    "RunFolder",
+    "Settings",
+    "build_data",
+    "build_model",
+    "differences",
+    "for_terminal",
+    "load_settings",
+    "project_run",
+    "prune_run",
+    "recipes",
+    "train",
+]

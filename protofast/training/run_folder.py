@@ -63,14 +63,7 @@ class RunFolder:
             RunFolderError: There is something at ``path`` already (an empty folder is welcome).
         """
         path = Path(path).absolute()
-        if path.is_dir() and (path / "settings.toml").exists():
-            raise RunFolderError(
-                f"{path} already holds a run; resume it, or choose another folder for a new one"
-            )
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise RunFolderError(
-                f"{path} exists and is not an empty folder; choose another for the run"
-            )
+        RunFolder.check_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -87,6 +80,23 @@ class RunFolder:
             shutil.rmtree(draft, ignore_errors=True)
         sync_folder(path.parent)
         return RunFolder(path)
+
+    @staticmethod
+    def check_free(path: Path | str) -> None:
+        """Makes sure that a new run can be made at ``path``.
+
+        Raises:
+            RunFolderError: There is something already.
+        """
+        path = Path(path)
+        if path.is_dir() and (path / "settings.toml").exists():
+            raise RunFolderError(
+                f"{path} already holds a run; resume it, or choose another folder for a new one"
+            )
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise RunFolderError(
+                f"{path} exists and is not an empty folder; choose another for the run"
+            )
 
     @staticmethod
     def open(path: Path | str) -> RunFolder:
@@ -158,14 +168,14 @@ class RunFolder:
         """Deletes the checkpoint ``name``, if it is there."""
         (self.checkpoints / (name + _SUFFIX)).unlink(missing_ok=True)
 
-    def read(self, which: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-        """Name, tensors and facts of a checkpoint.
+    def resolve(self, which: str) -> str:
+        """The name of an existing checkpoint; ``best`` is ``latest`` before the first test.
 
         Args:
             which: ``latest``, ``best``, or a name such as ``joint-7``.
 
         Raises:
-            CheckpointError: There is none, or it is damaged; the message names what else there is.
+            CheckpointError: There is none; the message names what there is.
         """
         name: str | None = which.removesuffix(_SUFFIX)
         if which in ("latest", "best"):
@@ -176,10 +186,22 @@ class RunFolder:
         if name is None or name not in known:
             there = f"there are {', '.join(known)}" if known else "there are none yet"
             raise CheckpointError(f"no checkpoint {name or which} in {self.path}; {there}")
+        return name
+
+    def read(self, which: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+        """Name, tensors and facts of a checkpoint.
+
+        Args:
+            which: ``latest``, ``best``, or a name such as ``joint-7``.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged; the message names what else there is.
+        """
+        name = self.resolve(which)
         try:
             tensors, facts = load_checkpoint(self.checkpoints / (name + _SUFFIX))
         except CheckpointError as error:
-            others = ", ".join(other for other in known if other != name)
+            others = ", ".join(other for other in self.names() if other != name)
             hint = f"; others in this run: {others}" if others else ""
             raise CheckpointError(f"{error}{hint}") from error
         return name, tensors, facts
