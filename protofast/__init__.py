@@ -1,5 +1,11 @@
-"""protofast: fused kernels for networks that classify by prototypical parts, and tools to trust them."""
+"""protofast: fused kernels for prototype networks, and tools to see what these have learnt.
 
+Data, training, explanations and the report live in their subpackages and need the extras (`protofast[all]`).
+"""
+
+from protofast.layers import PrototypeLayer
+from protofast.models import ProtoPNet
 from protofast.ops import NearestPatch, nearest_patch
+from protofast.projection import project_prototypes
 
-__all__ = ["NearestPatch", "nearest_patch"]
+__all__ = ["NearestPatch", "ProtoPNet", "PrototypeLayer", "nearest_patch", "project_prototypes"]
