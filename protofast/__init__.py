@@ -1,6 +1,7 @@
 """protofast: fused kernels for prototype networks, and tools to see what these have learnt.
 
-Data, training, explanations and the report live in their subpackages and need the extras (`protofast[all]`).
+Data, training, explanations and the report live in their subpackages and need the extras, which
+come with `protofast[all]`.
 """
 
 from protofast.layers import PrototypeLayer
