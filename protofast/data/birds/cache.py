@@ -66,13 +66,13 @@ def load(file: Path, key: str) -> Arrays | None:
 
 def save(file: Path, key: str, arrays: Arrays) -> None:
     """Writes a cache file; if that fails, warns and leaves nothing behind."""
-    blocks: list[bytes] = []
+    blocks: list[bytes | memoryview] = []
     layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
     first = 0
     for name, array in arrays.items():
         layout[name] = (array.dtype.str, array.shape, first)
         padding = -array.nbytes % 64
-        blocks += [array.tobytes(), bytes(padding)]
+        blocks += [np.ascontiguousarray(array).data.cast("B"), bytes(padding)]
         first += array.nbytes + padding
     checksum = 0
     for block in blocks:
