@@ -51,7 +51,8 @@ class Batches:
         workers: Threads that decode ahead of use; 0 decodes when a batch is asked for. Useless for
             images in memory.
         drop_last: Leave out the last batch if it is not full on every rank.
-        pin_memory: Put images into page-locked memory, for asynchronous copies to a GPU.
+        pin_memory: Put images into page-locked memory, for asynchronous copies to a GPU; without
+            CUDA it does nothing.
         device: Where the batches should live. The images cross as bytes and become floating-point
             numbers there.
 
@@ -99,7 +100,7 @@ class Batches:
         self.world = world
         self.workers = workers
         self.drop_last = drop_last
-        self.pin_memory = pin_memory
+        self.pin_memory = pin_memory and torch.cuda.is_available()
         self.device = None if device is None else torch.device(device)
 
     @property

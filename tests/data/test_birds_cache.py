@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from protofast.data import BirdSet, open_birds
-from protofast.data.birds import bird_set as module
 from protofast.data.birds import cache
 
 SMALL = {"classes": 2, "train_per_class": 2, "test_per_class": 1, "size": 32}
@@ -73,10 +72,14 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     assert only_file(tmp_path) == file
 
 
-def test_another_version_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_version_is_made_again(tmp_path: Path) -> None:
     assert rendered(tmp_path) == 6
-    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    file = only_file(tmp_path)
+    data = file.read_bytes()
+    assert data.count(b"Pillow ") == 1
+    file.write_bytes(data.replace(b"Pillow ", b"Pixels "))
     assert rendered(tmp_path) == 6
+    assert rendered(tmp_path) == 0
 
 
 def test_processes_that_race_all_succeed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,6 @@ from protofast.data.birds.render import render
 from protofast.data.birds.species import MAX_CLASSES, Species, choose_species, name_species
 from protofast.data.image_set import ImageSet, MemoryImageSet, Progress, Splits
 
-VERSION = 1  # of the pictures; a change makes every cache file outdated
 _FIRST_TEST = (
     1_000_000  # number of a class's first test image, so that more training images change none
 )
@@ -63,7 +63,7 @@ class BirdSet(MemoryImageSet):
                 channels=3,
                 size=(int(pixels.shape[2]), int(pixels.shape[3])),
                 boxes=boxes,
-                description=f"rendered birds, version {VERSION}, seed {seed}",
+                description=f"rendered birds, seed {seed}",
             ),
         )
         self.species = list(species)
@@ -117,7 +117,7 @@ def open_birds(
         seed: Which world of species and images.
         cache: The folder for rendered images; None for the user's cache folder (or the one that the
             environment variable PROTOFAST_CACHE names), False for none.
-        threads: Rendering threads; None for one per processor.
+        threads: Rendering threads; None for one per processor, at most four.
         progress: Called with (images done, images in all) while rendering.
     """
     shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -134,7 +134,7 @@ def open_birds(
     train = [(label, k) for label in range(classes) for k in range(train_per_class)]
     test = [(label, _FIRST_TEST + k) for label in range(classes) for k in range(test_per_class)]
     key = (
-        f"version {VERSION}, Pillow {PIL.__version__}, seed {seed}, classes {classes}, "
+        f"drawing {_drawing()}, Pillow {PIL.__version__}, seed {seed}, classes {classes}, "
         f"train {train_per_class}, test {test_per_class}, size {shape[0]}x{shape[1]}"
     )
     arrays = None
@@ -166,6 +166,14 @@ def open_birds(
     return Splits(training, training, side(len(train), test))
 
 
+def _drawing() -> str:
+    """A fingerprint of the code that draws, so that pictures of another version are not reused."""
+    checksum = 0
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        checksum = zlib.crc32(file.read_bytes(), checksum)
+    return f"{checksum:08x}"
+
+
 def _split_name(number: int) -> str:
     return f"test-{number - _FIRST_TEST:04d}" if number >= _FIRST_TEST else f"train-{number:04d}"
 
@@ -190,7 +198,7 @@ def _render_all(
         parts[position] = _part_places(mask)
         boxes[position] = _box(mask)
 
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
         for done, _ in enumerate(pool.map(one, range(count)), start=1):
             if progress is not None:
                 progress(done, count)
