@@ -37,40 +37,51 @@ class Source:
     moved: float | None
 
 
-def read_sources(run_folder: Path, model: PrototypeModel, train: ImageSet) -> list[Source | None]:
-    """The source patch of every prototype, from ``prototypes/prototypes.json``, or None.
+def read_rows(run_folder: Path) -> list[Mapping[str, Any]]:
+    """The rows of ``prototypes/prototypes.json``; none before the first projection.
 
-    Raises: RunFolderError: The file is damaged, or tells of other prototypes or other images than
-        these.
+    Raises:
+        RunFolderError: The file is damaged.
     """
     path = run_folder / "prototypes" / "prototypes.json"
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return [None] * model.num_prototypes
+        return []
     except ValueError as error:
         raise RunFolderError(f"{path}: not readable as JSON ({error}); project again") from error
-    if isinstance(rows, dict):
-        rows = rows.get("prototypes")
-    if not isinstance(rows, list) or len(rows) != model.num_prototypes:
-        count = len(rows) if isinstance(rows, list) else "no list of"
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RunFolderError(f"{path}: expected a list of objects; project again")
+    return rows
+
+
+def sources_of(
+    rows: Sequence[Mapping[str, Any]], model: PrototypeModel, train: ImageSet
+) -> list[Source | None]:
+    """The source patch of every prototype; None for those that have none.
+
+    Raises:
+        RunFolderError: The rows tell of other prototypes or other images than these.
+    """
+    if not rows:
+        return [None] * model.num_prototypes
+    if len(rows) != model.num_prototypes:
         raise RunFolderError(
-            f"{path}: {count} prototypes, but the checkpoint has {model.num_prototypes}; "
-            f"project again with: protofast project {run_folder}"
+            f"the projection tells of {len(rows)} prototypes, but the checkpoint has "
+            f"{model.num_prototypes}; explain the checkpoint it belongs to, or project again"
         )
-    return [_source(row, path, train) for row in rows]
+    return [_source(row, train) for row in rows]
 
 
-def _source(row: Mapping[str, Any], path: Path, train: ImageSet) -> Source | None:
+def _source(row: Mapping[str, Any], train: ImageSet) -> Source | None:
     image = row.get("image_index")
     if image is None or image < 0:
         return None
     if image >= len(train) or train.names[image] != row.get("image", train.names[image]):
-        there = train.names[image] if image < len(train) else "nothing"
+        there = repr(train.names[image]) if image < len(train) else "nothing"
         raise RunFolderError(
-            f"{path}: prototype {row.get('prototype')} comes from "
-            f"{row.get('image')!r}, but the data now have {there!r} in its place; they have changed "
-            "since the projection, so project again"
+            f"prototype {row.get('prototype')} comes from image {row.get('image')!r}, but the data "
+            f"have {there} in its place now; they have changed since the projection, project again"
         )
     return Source(
         image=int(image),

@@ -76,6 +76,7 @@ class ClassExplanation:
         shown: The largest contributions that speak for the class (above 0), largest first.
         own: All other prototypes of this class.
         others: All prototypes of other classes that are not shown.
+        contributions: [P] float64, of every prototype.
     """
 
     class_index: int
@@ -84,6 +85,7 @@ class ClassExplanation:
     shown: tuple[Term, ...]
     own: Remainder
     others: Remainder
+    contributions: Tensor
 
     @property
     def total(self) -> float:
@@ -248,6 +250,7 @@ class _Reader:
             shown=terms,
             own=Remainder(int(own.sum()), float(contributions[own].sum())),
             others=Remainder(int(others.sum()), float(contributions[others].sum())),
+            contributions=contributions,
         )
 
 

@@ -25,11 +25,11 @@ _LEVELS = 64  # shades of a stored heat map: more cannot be told apart, and cost
 # Dark and clear where the similarity is low, bright where it is high: (level, red, green, blue,
 # opacity). The order of brightness is kept in grey and for every kind of colour vision.
 _ANCHORS = (
-    (0.00, 20, 12, 48, 0.62),
-    (0.35, 92, 22, 110, 0.50),
-    (0.60, 190, 55, 84, 0.42),
-    (0.80, 242, 122, 30, 0.46),
-    (1.00, 252, 222, 92, 0.66),
+    (0.00, 10, 14, 30, 0.38),
+    (0.35, 58, 22, 92, 0.33),
+    (0.60, 184, 46, 70, 0.34),
+    (0.80, 244, 120, 28, 0.42),
+    (1.00, 255, 226, 94, 0.64),
 )
 
 
@@ -99,8 +99,7 @@ def heatmap_png(heatmap: Tensor, *, longest: int = 64) -> bytes:
         size = (max(1, round(values.shape[0] * scale)), max(1, round(values.shape[1] * scale)))
         values = F.interpolate(values[None, None], size=size, mode="area")[0, 0]
     levels = values.mul(_LEVELS - 1).round().to(torch.uint8).numpy()
-    shown = Image.fromarray(levels).convert("L")
-    shown = shown.convert("P")
+    shown = Image.fromarray(levels).convert("P")
     shown.putpalette(palette()[:, :3].tobytes())
     return _encoded(shown, "PNG", transparency=palette()[:, 3].tobytes(), optimize=True)
 
@@ -108,7 +107,8 @@ def heatmap_png(heatmap: Tensor, *, longest: int = 64) -> bytes:
 def coloured(heatmap: Tensor) -> Pixels:
     """A heat map [S, T], stretched to its own range, as colours with opacity [S, T, 4]."""
     levels = scaled(heatmap).mul(_LEVELS - 1).round().to(torch.uint8).cpu().numpy()
-    return palette()[levels]
+    found: Pixels = palette()[levels]
+    return found
 
 
 @cache

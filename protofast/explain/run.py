@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from protofast.data import ImageSet, Splits
 from protofast.errors import DataError
 from protofast.explain.album import Album
 from protofast.explain.files import FORMAT, Json, Writer, checkpoint_identity
-from protofast.explain.gallery import Gallery, Source, describe, finite, read_sources
+from protofast.explain.gallery import Gallery, Source, describe, finite, read_rows, sources_of
 from protofast.explain.passes import (
     Decisions,
     Spot,
@@ -48,6 +49,7 @@ def explain_run(
     top: int = 4,
     seed: int = 0,
     batch_size: int = 64,
+    prototypes: Sequence[Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Explains a run and writes the folder ``explanations`` (see :mod:`protofast.explain.files`).
@@ -65,6 +67,9 @@ def explain_run(
         top: How many prototypes are shown per explained class.
         seed: Key of the random sample.
         batch_size: Images per batch.
+        prototypes: Where this checkpoint's prototypes come from, as rows of
+            ``prototypes/prototypes.json`` (none: not projected). Left out, that file is read, which
+            tells of the run's latest projection.
         progress: Called after each batch.
 
     Returns:
@@ -78,7 +83,8 @@ def explain_run(
     _check(model, splits, nearest=nearest, samples=samples)
     report = progress or _silent
     with Writer(run_folder) as writer:
-        sources = read_sources(run_folder, model, splits.project)
+        rows = read_rows(run_folder) if prototypes is None else prototypes
+        sources = sources_of(rows, model, splits.project)
         album = Album({"train": splits.project, "test": splits.test})
         found = decisions(
             model,
@@ -218,13 +224,13 @@ def _notes(sources: list[Source | None]) -> list[str]:
     missing = sum(source is None for source in sources)
     if missing == len(sources):
         return [
-            "The prototypes were never projected: none of them is a patch of a training image. What "
-            "is shown are the training patches nearest to them."
+            "The prototypes were never projected: none of them is a patch of a training image. "
+            "What is shown are the training patches nearest to them."
         ]
     if missing:
         return [
-            f"{missing} of {len(sources)} prototypes have no source patch, because their class had no "
-            "training images."
+            f"{missing} of {len(sources)} prototypes have no source patch, because their class had "
+            "no training images."
         ]
     return []
 

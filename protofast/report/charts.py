@@ -117,7 +117,7 @@ def _test_values(metrics: Sequence[Json], line: Timeline, key: str) -> list[floa
 
 def _chart(title: str, series: list[Series], line: Timeline, *, fraction: bool) -> Chart:
     values = [value for one in series for value in one.values if value is not None]
-    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if fraction else nice_ticks(min(values), max(values))
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if fraction else nice_ticks(min(0.0, *values), max(values))
     write = (lambda value: words.percent(value, 0)) if fraction else words.short
     plot = _Plot(len(line.epochs), ticks[0], ticks[-1])
     parts = [_bands(plot, line), _grid(plot, ticks, write), _projections(plot, line)]
@@ -245,21 +245,31 @@ def _projections(plot: _Plot, line: Timeline) -> Markup:
     return Markup("").join(parts)
 
 
+@dataclass
+class _End:
+    """The label at the end of a curve."""
+
+    y: float
+    style: str
+    text: str
+
+
 def _end_labels(plot: _Plot, series: Sequence[Series], write: object) -> Markup:
     """The last value of each curve, written at its end, apart from each other."""
     assert callable(write)
-    ends = []
+    ends: list[_End] = []
     for one in series:
         value = next(value for value in reversed(one.values) if value is not None)
-        ends.append([plot.y(value) + 3.5, one, write(value)])
-    ends.sort(key=lambda end: end[0])
+        text = write(value) if len(series) == 1 else f"{one.label} {write(value)}"
+        ends.append(_End(plot.y(value) + 3.5, one.style, text))
+    ends.sort(key=lambda end: end.y)
     for upper, lower in itertools.pairwise(ends):
-        lower[0] = max(lower[0], upper[0] + 12)
+        lower.y = max(lower.y, upper.y + 12)
     return Markup("").join(
-        Markup('<text class="end {}" x="{}" y="{:.1f}">{} {}</text>').format(
-            one.style, WIDTH - _RIGHT + 5, y, one.label, text
+        Markup('<text class="end {}" x="{}" y="{:.1f}">{}</text>').format(
+            end.style, WIDTH - _RIGHT + 5, end.y, end.text
         )
-        for y, one, text in ends
+        for end in ends
     )
 
 

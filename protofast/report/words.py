@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
 
 # Characters that have no business in a name: controls, and marks that turn the direction of the
@@ -18,7 +20,7 @@ _NUMBERED = re.compile(r"^\d+[._ -]+(?=\S)")
 def number(value: float | None, digits: int = 2) -> str:
     """A number with so many decimals and a true minus sign; a dash where there is none."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return DASH
     text = f"{value:.{digits}f}"
     if float(text) == 0:
         text = text.removeprefix("-")
@@ -28,10 +30,10 @@ def number(value: float | None, digits: int = 2) -> str:
 def short(value: float | None) -> str:
     """A number with three significant digits."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return DASH
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa} × 10^{int(exponent)}".replace("-", MINUS)
+        return f"{mantissa} {TIMES} 10^{int(exponent)}".replace("-", MINUS)
     text = f"{value:.3g}"
     if "e" in text:
         text = f"{float(text):.0f}"
@@ -41,7 +43,7 @@ def short(value: float | None) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction as a percentage."""
     return (
-        "–"
+        DASH
         if value is None or not math.isfinite(value)
         else f"{number(100 * value, digits)}{THIN}%"
     )
@@ -59,7 +61,7 @@ def name(text: object) -> str:
 
 
 def class_names(classes: Sequence[object]) -> list[str]:
-    """Class names as people write them: CUB's ``001.Laysan_Albatross`` becomes ``Laysan Albatross``.
+    """Class names as people write them: ``001.Laysan_Albatross`` becomes ``Laysan Albatross``.
 
     Only if all names stay different; otherwise they are left as they are.
     """

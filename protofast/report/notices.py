@@ -1,0 +1,113 @@
+"""What the reader has to know or to do: missing parts, explanations out of date, damaged files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from protofast.report import words
+from protofast.report.files import RunFiles
+from protofast.report.pictures import Pictures
+
+_LONGEST = 400  # characters of a warning that training wrote
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the reader has to know or to do.
+
+    Attributes:
+        kind: "missing", "stale", "warning" or "damaged".
+        text: A sentence.
+        command: What to type, or None.
+    """
+
+    kind: str
+    text: str
+    command: str | None = None
+
+
+def folder_argument(run: RunFiles) -> str:
+    """The run folder as one types it in a command."""
+    return shlex.quote(words.name(run.folder))
+
+
+def notices(run: RunFiles, pictures: Pictures) -> list[Notice]:
+    """Everything of this kind, the worst first."""
+    folder = folder_argument(run)
+    found = [Notice("damaged", text) for text in run.problems]
+    if pictures.missing:
+        lost = words.count(pictures.missing, "picture")
+        found.append(
+            Notice(
+                "damaged",
+                f"{lost} of the explanations cannot be found.",
+                f"protofast explain {folder}",
+            )
+        )
+    found += _stale(run, folder)
+    found += _missing(run, folder)
+    notes = (run.explanations or {}).get("notes", [])
+    found += [Notice("warning", words.name(text)) for text in notes]
+    return found
+
+
+def _missing(run: RunFiles, folder: str) -> Iterator[Notice]:
+    """Parts that have not been made yet."""
+    if not run.prototypes:
+        yield Notice(
+            "missing",
+            "The prototypes have not been projected yet, so none is a patch of an image.",
+            f"protofast project {folder}",
+        )
+    if run.evaluation is None or run.confusion is None:
+        yield Notice(
+            "missing",
+            "The network has not been evaluated on the test images: no confusion matrix.",
+            f"protofast evaluate {folder}",
+        )
+    if run.explanations is None:
+        yield Notice(
+            "missing",
+            "There are no explanations yet: no prototypes and no explained predictions.",
+            f"protofast explain {folder}",
+        )
+
+
+def _stale(run: RunFiles, folder: str) -> Iterator[Notice]:
+    """Parts that belong to other weights than the run's checkpoint."""
+    current = run.checkpoints.get("best") or run.checkpoints.get("latest")
+    parts = []
+    if run.explanations is not None:
+        parts.append(("explanations", run.explanations["checkpoint"], "explain"))
+    if run.evaluation is not None and "checkpoint" in run.evaluation:
+        parts.append(
+            ("numbers of the evaluation", {"name": run.evaluation["checkpoint"]}, "evaluate")
+        )
+    for what, checkpoint, command in parts:
+        name = words.name(checkpoint.get("name"))
+        why = None
+        if current is not None and checkpoint.get("name") not in run.checkpoints.values():
+            why = f"of checkpoint {name}, and the run's is now {words.name(current)}"
+        elif checkpoint.get("sha256") is not None:
+            now = run.sha256(name)
+            if now is not None and now != checkpoint["sha256"]:
+                why = f"of checkpoint {name}, whose weights have changed since"
+        if why is not None:
+            yield Notice(
+                "stale",
+                f"Out of date: the {what} below are {why}.",
+                f"protofast {command} {folder}",
+            )
+
+
+def training_warnings(run: RunFiles) -> list[str]:
+    """What training warned of, the latest of each kind."""
+    latest: dict[str, str] = {}
+    for row in run.metrics:
+        if row.get("kind") == "warning" and row.get("message"):
+            what = str(row.get("what") or row["message"])
+            latest.pop(what, None)
+            latest[what] = words.name(row["message"])[:_LONGEST]
+    return list(latest.values())

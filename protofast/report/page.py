@@ -1,0 +1,156 @@
+"""What the page says, in the order in which it says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from protofast.report import words
+from protofast.report.charts import Chart, charts
+from protofast.report.confusion import ConfusionView, confusion_view
+from protofast.report.files import Json, RunFiles
+from protofast.report.notices import Notice, folder_argument, notices, training_warnings
+from protofast.report.opening import Fact, facts, headline, lede
+from protofast.report.pictures import Pictures
+from protofast.report.predictions import PredictionView, prediction_views
+from protofast.report.prototypes import PrototypeView, prototype_views
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the templates write."""
+
+    run_name: str
+    folder: str
+    headline: str
+    lede: list[str]
+    facts: list[Fact]
+    notices: list[Notice]
+    warnings: list[str]
+    pictures: Pictures
+    predictions: list[PredictionView]
+    prototypes: list[PrototypeView]
+    classes: list[str]
+    confusion: ConfusionView | None
+    charts: list[Chart]
+    projected: bool
+    receptive_field: Json | None
+    input_size: list[int] | None
+    summary: Json | None
+    settings: list[tuple[str, list[tuple[str, str]]]]
+    environment: list[tuple[str, str]]
+
+    @property
+    def class_options(self) -> list[tuple[int, str]]:
+        """Number and name of every class that has prototypes."""
+        return sorted({(view.class_index, view.class_name) for view in self.prototypes})
+
+    @property
+    def example(self) -> PredictionView | None:
+        """The prediction that opens the page: a right one whose first step can be pictured."""
+        usable = [view for view in self.predictions if view.right and _shows_source(view)] or [
+            view for view in self.predictions if _shows_source(view)
+        ]
+        return max(usable, key=lambda view: view.classes[0].probability, default=None)
+
+
+def page_of(run: RunFiles) -> Page:
+    """Puts the page together from what there is."""
+    summary = run.explanations
+    classes = _classes(run)
+    pictures = Pictures(run, classes)
+    prototypes: list[PrototypeView] = []
+    predictions: list[PredictionView] = []
+    if summary is not None:
+        prototypes = prototype_views(summary, classes, pictures)
+        predictions = prediction_views(summary, classes, pictures)
+    confusion = None
+    if run.confusion is not None:
+        names = classes if len(classes) == len(run.confusion.classes) else None
+        confusion = confusion_view(run.confusion, names or words.class_names(run.confusion.classes))
+    projected = bool(prototypes) and any(view.source is not None for view in prototypes)
+    model = (summary or {}).get("model", {})
+    return Page(
+        run_name=words.name(run.folder.resolve().name),
+        folder=folder_argument(run),
+        headline=headline(classes, prototypes, projected),
+        lede=lede(run, classes, prototypes, projected),
+        facts=facts(run, prototypes),
+        notices=notices(run, pictures),
+        warnings=training_warnings(run),
+        pictures=pictures,
+        predictions=predictions,
+        prototypes=prototypes,
+        classes=classes,
+        confusion=confusion,
+        charts=charts(run.metrics),
+        projected=projected,
+        receptive_field=model.get("receptive_field"),
+        input_size=model.get("input_size"),
+        summary=summary,
+        settings=_settings(run.settings or {}),
+        environment=list(_flat(run.environment or {})),
+    )
+
+
+def _shows_source(view: PredictionView) -> bool:
+    terms = view.classes[0].terms
+    return bool(terms) and terms[0].source is not None
+
+
+def _classes(run: RunFiles) -> list[str]:
+    if run.explanations is not None:
+        return words.class_names(run.explanations["classes"])
+    if run.confusion is not None:
+        return words.class_names(run.confusion.classes)
+    rows = {
+        int(row["class"]): row.get("class_name")
+        for row in run.prototypes or []
+        if row.get("class") is not None
+    }
+    return words.class_names(
+        [rows.get(index) or index for index in range(max(rows, default=-1) + 1)]
+    )
+
+
+# ----- settings and environment -----
+
+
+def _settings(settings: Json) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(table, [(key, value), ...]) for each table of the settings."""
+    tables = []
+    plain = [(key, _value(value)) for key, value in settings.items() if not isinstance(value, dict)]
+    if plain:
+        tables.append(("run", [(words.name(key), value) for key, value in plain]))
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            tables.append((words.name(key), list(_flat(value))))
+    return tables
+
+
+def _flat(table: Json, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        name = f"{prefix}{words.name(key)}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, _value(value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(one) for one in value) or words.DASH
+    if isinstance(value, float):
+        return f"{value:g}"
+    return words.DASH if value is None else words.name(value)
+
+
+def class_counts(prototypes: Sequence[PrototypeView]) -> dict[int, int]:
+    """How many prototypes each class has."""
+    counts: dict[int, int] = {}
+    for view in prototypes:
+        counts[view.class_index] = counts.get(view.class_index, 0) + 1
+    return counts
