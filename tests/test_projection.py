@@ -275,3 +275,22 @@ def test_two_ranks_give_what_one_gives(tied, tmp_path):
             assert torch.equal(got, expected)
         assert rank["warned"] == 1
         assert "image 5 of the set" in rank["error"]
+
+
+@pytest.mark.cuda
+def test_on_a_gpu(tied):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    features, labels, prototypes = tied
+    here = model_on_features(3, 4, 4, prototypes=prototypes)
+    there = model_on_features(3, 4, 4, prototypes=prototypes).cuda()
+    batches = batches_of(features, labels, 7)
+    for mine, theirs in zip(
+        nearest_images(here, batches, k=5), nearest_images(there, batches, k=5), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    mine, theirs = project_prototypes(here, batches), project_prototypes(there, batches)
+    assert torch.equal(mine.images, theirs.images)
+    assert torch.equal(mine.locations, theirs.locations)
+    assert there.prototypes.is_cuda
+    assert torch.equal(here.prototypes, there.prototypes.cpu())
