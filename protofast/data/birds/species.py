@@ -18,18 +18,18 @@ from protofast.data.randomness import uniform
 _SPECIES = 9  # purpose of these random numbers; see randomness.py
 MAX_CLASSES = 500
 
-# Gene, its values, and how much the eye sees of it at some hundred pixels.
+# Gene, its values, and how easily it is seen at some hundred pixels: colours are, shapes less so.
 GENES: tuple[tuple[str, tuple[str, ...], float], ...] = (
-    ("crown", ("red", "black", "yellow", "blue", "chestnut", "white"), 2.0),
-    ("mantle", ("olive", "slate", "brown", "black", "teal"), 2.0),
-    ("breast", ("orange", "white", "yellow", "rose", "grey"), 2.0),
-    ("pattern", ("plain", "spotted", "streaked", "banded"), 2.0),
-    ("wing", ("plain", "barred", "patched"), 2.0),
-    ("crest", ("none", "pointed", "tufted"), 2.0),
-    ("tail", ("square", "forked", "long", "fan"), 2.0),
-    ("beak", ("cone", "needle", "dagger", "curved", "hooked"), 1.5),
-    ("face", ("plain", "ringed", "masked", "browed"), 1.5),
-    ("bands", ("none", "tip", "bands"), 1.5),
+    ("crown", ("red", "black", "yellow", "blue", "chestnut", "white"), 2.5),
+    ("mantle", ("olive", "slate", "brown", "black", "teal"), 3.0),
+    ("breast", ("orange", "white", "yellow", "rose", "grey"), 2.5),
+    ("pattern", ("plain", "spotted", "streaked", "banded"), 1.5),
+    ("wing", ("plain", "barred", "patched"), 2.5),
+    ("crest", ("none", "pointed", "tufted"), 1.5),
+    ("tail", ("square", "forked", "long", "fan"), 1.5),
+    ("beak", ("cone", "needle", "dagger", "curved", "hooked"), 1.0),
+    ("face", ("plain", "ringed", "masked", "browed"), 1.0),
+    ("bands", ("none", "tip", "bands"), 2.0),
     ("belly", ("white", "cream", "grey"), 1.0),
     ("bill", ("dark", "orange", "yellow"), 1.0),
     ("legs", ("dark", "orange", "pink"), 0.5),
