@@ -114,7 +114,7 @@ def explain_run(
             "test": {"images": len(splits.test), "right": _right(found)},
             "sampling": {"seed": seed, "right": RIGHT_RULE, "wrong": WRONG_RULE},
             "predictions": predictions,
-            "notes": _notes(sources),
+            "notes": _notes(sources, prototypes),
         }
         return writer.finish(summary)
 
@@ -220,19 +220,36 @@ def _model_entry(model: PrototypeModel, grid: tuple[int, int], prototypes: list[
     }
 
 
-def _notes(sources: list[Source | None]) -> list[str]:
+def _notes(sources: list[Source | None], prototypes: list[Json]) -> list[str]:
+    """What the reader must know to judge the prototypes."""
     missing = sum(source is None for source in sources)
     if missing == len(sources):
         return [
             "The prototypes were never projected: none of them is a patch of a training image. "
             "What is shown are the training patches nearest to them."
         ]
+    notes = []
     if missing:
-        return [
+        notes.append(
             f"{missing} of {len(sources)} prototypes have no source patch, because their class had "
             "no training images."
-        ]
-    return []
+        )
+    moved = sum(_strayed(entry) for entry in prototypes)
+    if moved:
+        notes.append(
+            f"{moved} of {len(sources)} prototypes are no longer most similar to the patch they "
+            "were projected on: the network or the images have changed since the projection."
+        )
+    return notes
+
+
+def _strayed(entry: Json) -> bool:
+    """Whether some training image is clearly more similar to a prototype than its own source."""
+    source, nearest = entry["source"], entry["nearest"]["train"]
+    if source is None or not nearest:
+        return False
+    largest, own = nearest[0]["similarity"], source["similarity"]
+    return largest is not None and own is not None and largest - own > 1e-3 * max(1.0, abs(largest))
 
 
 def _right(found: Decisions) -> int:

@@ -58,7 +58,7 @@ def lede(
     sentences = [f"{network} was trained on {images}{kind}{kinds}."]
     if prototypes and projected:
         sentences.append(
-            "To classify a new image it compares the image's patches with "
+            "To classify a new image it compares its patches with "
             f"{words.count(len(prototypes), 'prototype')}, each a patch that it remembers from a "
             "training image, and adds up the similarities: this looks like that."
         )
@@ -131,7 +131,7 @@ def facts(run: RunFiles, prototypes: list[PrototypeView]) -> list[Fact]:
 def _stage(run: RunFiles) -> Fact | None:
     name = ((run.explanations or {}).get("checkpoint") or {}).get("name")
     name = name or run.checkpoints.get("best") or run.checkpoints.get("latest")
-    return None if name is None else Fact("Checkpoint", words.name(name), "whose numbers these are")
+    return None if name is None else Fact("Checkpoint", words.name(name), "shown here")
 
 
 def _table(settings: Json, key: str) -> Json:
