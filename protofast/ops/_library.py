@@ -10,6 +10,21 @@ import torch
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 _LIBRARY = torch.library.Library("protofast", "DEF")
+_LIBRARY.define("cpu_isa() -> str")
+
+
+def cpu_instruction_set() -> str:
+    """What runs operators on the CPU: `avx512`, `avx2` or `portable`, or `reference` (plain PyTorch).
+
+    The best one of this machine, unless the environment variable PROTOFAST_CPU names another.
+
+    Raises:
+        RuntimeError: PROTOFAST_CPU names none that this machine has.
+    """
+    name = "protofast::cpu_isa"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutograd"):
+        return "reference"
+    return str(torch.ops.protofast.cpu_isa())
 
 
 def declare(schema: str, reference: Callable[..., object], fake: Callable[..., object]) -> None:

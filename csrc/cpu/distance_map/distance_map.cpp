@@ -1,0 +1,140 @@
+// The operators distance_map and distance_map_backward on the CPU: checks, outputs, registration.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "cpu/distance_map/run.h"
+#include "cpu/instruction_set.h"
+#include "cpu/tensors.h"
+
+namespace protofast {
+namespace {
+
+const DistanceMapTable& chosen_table() {
+  switch (chosen_instruction_set()) {
+#if defined(__x86_64__)
+    case InstructionSet::kAvx512:
+      return distance_map_avx512;
+    case InstructionSet::kAvx2:
+      return distance_map_avx2;
+#endif
+    default:
+      return distance_map_portable;
+  }
+}
+
+// The index as the kernels read it: contiguous, within the prototypes. It lives as long as this.
+class Chosen {
+ public:
+  Chosen(const std::optional<Tensor>& index, const Tensor& features, const Tensor& prototypes)
+      : prototypes_{nullptr, prototypes.size(0)} {
+    if (!index) return;
+    STD_TORCH_CHECK(
+        index->is_cpu() && index->scalar_type() == ScalarType::Long && index->dim() == 2 &&
+            index->size(0) == features.size(0),
+        "index must be on the CPU, int64 and [N, K]"
+    );
+    index_ = torch::stable::contiguous(*index);
+    const int64_t* values = index_->const_data_ptr<int64_t>();
+    const int64_t count = index_->numel(), limit = prototypes.size(0);
+    for (int64_t i = 0; i < count; ++i) {
+      STD_TORCH_CHECK(
+          values[i] >= 0 && values[i] < limit,
+          "index must lie in [0, ",
+          limit,
+          "), the number of prototypes; got ",
+          values[i]
+      );
+    }
+    prototypes_ = {values, index_->size(1)};
+  }
+  const ChosenPrototypes& operator*() const { return prototypes_; }
+
+ private:
+  std::optional<Tensor> index_;
+  ChosenPrototypes prototypes_;
+};
+
+Tensor distance_map(
+    const Tensor& features,
+    const Tensor& prototypes,
+    const std::optional<Tensor>& index,
+    const std::string& metric_name
+) {
+  check_inputs(features, prototypes);
+  const Metric metric = metric_of(metric_name);
+  const DistanceMapTable& table = chosen_table();
+  const Chosen chosen(index, features, prototypes);
+  const ScalarType type = result_type(features, prototypes);
+  const int64_t shape[] = {features.size(0), (*chosen).count, features.size(2), features.size(3)};
+  Tensor distances = torch::stable::new_empty(features, shape, type);
+  if (distances.numel() == 0) return distances;
+
+  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const double steps = static_cast<double>(distances.numel()) * features.size(1);
+  with_result_type(type, [&](auto number) {
+    using T = decltype(number);
+    distance_map_forward<T>(
+        kernels_of<T>(table),
+        read_map(source),
+        read_matrix(rows),
+        *chosen,
+        metric,
+        threads_for(steps),
+        TorchThreads(),
+        distances.mutable_data_ptr<T>()
+    );
+  });
+  return distances;
+}
+
+std::tuple<Tensor, Tensor> distance_map_backward(
+    const Tensor& grad,
+    const Tensor& features,
+    const Tensor& prototypes,
+    const std::optional<Tensor>& index,
+    const std::string& metric_name
+) {
+  check_inputs(features, prototypes);
+  const Metric metric = metric_of(metric_name);
+  const DistanceMapTable& table = chosen_table();
+  const Chosen chosen(index, features, prototypes);
+  const ScalarType type = result_type(features, prototypes);
+  STD_TORCH_CHECK(
+      grad.is_cpu() && grad.dim() == 4 && grad.size(0) == features.size(0) &&
+          grad.size(1) == (*chosen).count && grad.size(2) == features.size(2) &&
+          grad.size(3) == features.size(3) && grad.scalar_type() == type,
+      "grad must be on the CPU, [N, K, H, W] and of the type that distance_map returns"
+  );
+  GradientOutputs outputs(features, prototypes, true, true);
+  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor slopes = torch::stable::contiguous(grad);
+  const double steps = static_cast<double>(slopes.numel()) * features.size(1);
+  with_result_type(type, [&](auto number) {
+    using T = decltype(number);
+    distance_map_gradients<T>(
+        kernels_of<T>(table),
+        slopes.const_data_ptr<T>(),
+        read_map(source),
+        read_matrix(rows),
+        *chosen,
+        metric,
+        threads_for(steps),
+        TorchThreads(),
+        *outputs.features(),
+        *outputs.prototypes()
+    );
+  });
+  return outputs.finish();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(protofast, CPU, library) {
+  library.impl("distance_map", TORCH_BOX(&distance_map));
+  library.impl("distance_map_backward", TORCH_BOX(&distance_map_backward));
+}
+
+}  // namespace protofast

@@ -1,0 +1,132 @@
+// Puts the kernels of nearest_patch together: memory, and tasks for threads. No torch.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cpu/nearest_patch/kernels.h"
+#include "cpu/patch_group.h"
+#include "cpu/workspace.h"
+
+namespace protofast {
+
+template <typename T>
+const NearestPatchKernels<T>& kernels_of(const NearestPatchTable& table) {
+  if constexpr (std::is_same_v<T, float>) {
+    return table.of_float;
+  } else {
+    return table.of_double;
+  }
+}
+
+constexpr int64_t kChunkBytes = 256 << 10;  // of packed images: what stays in the L2 cache
+
+// The workspace of one worker: the images it has packed last.
+template <typename T>
+class ChunkWorkspace {
+ public:
+  ChunkWorkspace(const NearestPatchKernels<T>& kernels, const FeatureMap& features, int64_t images)
+      : patches_(images),
+        storage_(
+            kernels.access.rows_in_place(features) ? 0
+                                                   : images * features.locations * features.depth
+        ),
+        blocks_(
+            round_up(images * features.locations, kernels.block_rows) * features.depth + kBlockSlack
+        ),
+        terms_(round_up(images * features.locations, kernels.block_rows)),
+        largest_(images),
+        packed_{
+            0,
+            features.locations,
+            patches_.data(),
+            storage_.data(),
+            blocks_.data(),
+            terms_.data(),
+            largest_.data()
+        } {}
+
+  const PackedImages<T>& pack(
+      const NearestPatchKernels<T>& kernels,
+      const PackedPrototypes<T>& prototypes,
+      const FeatureMap& features,
+      int64_t first_image,
+      int64_t count
+  ) {
+    if (first_image != first_image_) {
+      packed_.count = count;
+      kernels.pack_images(prototypes, features, first_image, packed_);
+      first_image_ = first_image;
+    }
+    return packed_;
+  }
+
+ private:
+  std::vector<PatchRows<T>> patches_;
+  Workspace<T> storage_;
+  Workspace<T> blocks_;
+  Workspace<T> terms_;
+  Workspace<T> largest_;
+  PackedImages<T> packed_;
+  int64_t first_image_ = -1;
+};
+
+// Outputs are [N, P] each. N, P, D and L are at least 1, L < 2^31.
+template <typename T, typename Parallel>
+void nearest_patch_forward(
+    const NearestPatchKernels<T>& kernels,
+    const FeatureMap& features,
+    const PrototypeMatrix& prototypes,
+    Metric metric,
+    const SimilarityFunction& similarity,
+    int64_t threads,
+    const Parallel& parallel,
+    const NearestOutputs<T>& outputs
+) {
+  const int64_t depth = prototypes.depth, lanes = kernels.panel_lanes;
+  const int64_t panels = ceil_divide(prototypes.count, lanes);
+  Workspace<T> converted(0), centre(depth), packed(panels * lanes * depth), norms(panels * lanes);
+  const T round_off = std::numeric_limits<T>::epsilon() / 2;
+  const PackedPrototypes<T> ready = {
+      prototypes.count,
+      depth,
+      metric,
+      // Errors of a sum of D rounded terms grow like sqrt(D); this is some five times what is seen.
+      static_cast<T>(std::sqrt(static_cast<double>(depth)) + 8) * round_off,
+      prototype_rows(kernels.access, prototypes, converted),
+      centre.data(),
+      packed.data(),
+      norms.data(),
+  };
+  kernels.find_centre(ready);
+  run_tasks(panels, threads, parallel, [&](int64_t, int64_t panel) {
+    kernels.pack_panel(ready, panel);
+  });
+
+  const int64_t image_bytes = features.locations * depth * static_cast<int64_t>(sizeof(T));
+  const int64_t most = std::max<int64_t>(1, kChunkBytes / image_bytes);
+  const int64_t images = std::min(most, ceil_divide(features.images, threads));
+  const int64_t chunks = ceil_divide(features.images, images);
+  // With few images the prototypes are divided among the threads as well.
+  const int64_t slab = ceil_divide(panels, std::min(panels, ceil_divide(2 * threads, chunks)));
+  const int64_t slabs = ceil_divide(panels, slab);
+  const int64_t workers = std::min(threads, chunks * slabs);
+  std::vector<ChunkWorkspace<T>> workspaces;
+  workspaces.reserve(workers);
+  for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(kernels, features, images);
+  run_tasks(chunks * slabs, workers, parallel, [&](int64_t worker, int64_t task) {
+    const int64_t first = task / slabs * images, first_panel = task % slabs * slab;
+    const int64_t count = std::min(images, features.images - first);
+    const PackedImages<T>& packed_images =
+        workspaces[worker].pack(kernels, ready, features, first, count);
+    const int64_t slot = first * prototypes.count;
+    const NearestOutputs<T> here = {
+        outputs.activations + slot, outputs.distances + slot, outputs.locations + slot
+    };
+    const int64_t last_panel = std::min(panels, first_panel + slab);
+    kernels.search(ready, packed_images, first_panel, last_panel, similarity, here);
+  });
+}
+
+}  // namespace protofast

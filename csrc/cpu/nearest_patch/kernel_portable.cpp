@@ -1,0 +1,7 @@
+#define PROTOFAST_VECTOR_BYTES 16
+#define PROTOFAST_BLOCK_ROWS 6
+#include "cpu/nearest_patch/kernel.h"
+
+const protofast::NearestPatchTable protofast::nearest_patch_portable = {
+    protofast::nearest_patch_kernels<float>(), protofast::nearest_patch_kernels<double>()
+};

@@ -1,0 +1,174 @@
+// The operators nearest_patch and nearest_patch_backward on the CPU: checks, outputs, registration.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "cpu/instruction_set.h"
+#include "cpu/nearest_patch/backward.h"
+#include "cpu/nearest_patch/forward.h"
+#include "cpu/tensors.h"
+
+namespace protofast {
+namespace {
+
+const NearestPatchTable& chosen_table() {
+  switch (chosen_instruction_set()) {
+#if defined(__x86_64__)
+    case InstructionSet::kAvx512:
+      return nearest_patch_avx512;
+    case InstructionSet::kAvx2:
+      return nearest_patch_avx2;
+#endif
+    default:
+      return nearest_patch_portable;
+  }
+}
+
+SimilarityFunction similarity_of(const std::string& name, double eps) {
+  if (name == "log") return {Similarity::kLog, eps, std::log(1.0 / eps)};
+  if (name == "linear") return {Similarity::kLinear, eps, 0};
+  if (name == "exp") return {Similarity::kExp, eps, 0};
+  STD_TORCH_CHECK(false, "unknown similarity '", name, "'");
+}
+
+std::tuple<Tensor, Tensor, Tensor> nearest_patch(
+    const Tensor& features,
+    const Tensor& prototypes,
+    const std::string& metric_name,
+    const std::string& similarity_name,
+    double eps,
+    const std::string& precision,
+    const std::string& refine
+) {
+  (void)precision, (void)refine;  // the CPU always computes in full precision and refines
+  check_inputs(features, prototypes);
+  const Metric metric = metric_of(metric_name);
+  const SimilarityFunction similarity = similarity_of(similarity_name, eps);
+  const NearestPatchTable& table = chosen_table();
+  const ScalarType type = result_type(features, prototypes);
+  const int64_t shape[] = {features.size(0), prototypes.size(0)};
+  Tensor activations = torch::stable::new_empty(features, shape, type);
+  Tensor distances = torch::stable::new_empty(features, shape, type);
+  Tensor locations = torch::stable::new_empty(features, shape, ScalarType::Long);
+  if (locations.numel() == 0) return {activations, distances, locations};
+
+  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const FeatureMap map = read_map(source);
+  const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
+  with_result_type(type, [&](auto number) {
+    using T = decltype(number);
+    nearest_patch_forward<T>(
+        kernels_of<T>(table),
+        map,
+        read_matrix(rows),
+        metric,
+        similarity,
+        threads_for(steps),
+        TorchThreads(),
+        {activations.mutable_data_ptr<T>(),
+         distances.mutable_data_ptr<T>(),
+         locations.mutable_data_ptr<int64_t>()}
+    );
+  });
+  return {activations, distances, locations};
+}
+
+// Wrong locations can come only from a caller of the backward operator itself; they must not be
+// followed out of the tensors.
+void check_locations(const Tensor& locations, int64_t limit) {
+  const int64_t* values = locations.const_data_ptr<int64_t>();
+  const int64_t count = locations.numel();
+  bool inside = true;
+  for (int64_t i = 0; i < count; ++i) inside &= values[i] >= 0 && values[i] < limit;
+  STD_TORCH_CHECK(inside, "locations must lie in [0, ", limit, "), the locations of features");
+}
+
+void check_pairs(
+    const Tensor& tensor, const char* name, const int64_t (&shape)[2], ScalarType type
+) {
+  STD_TORCH_CHECK(
+      tensor.is_cpu() && tensor.dim() == 2 && tensor.size(0) == shape[0] &&
+          tensor.size(1) == shape[1] && tensor.scalar_type() == type,
+      name,
+      " must be on the CPU, [N, P] and of the type that nearest_patch returns"
+  );
+}
+
+// A gradient that may be missing, contiguous.
+class OptionalPairs {
+ public:
+  explicit OptionalPairs(const std::optional<Tensor>& tensor) {
+    if (tensor) tensor_ = torch::stable::contiguous(*tensor);
+  }
+  template <typename T>
+  const T* data() const {
+    return tensor_ ? tensor_->const_data_ptr<T>() : nullptr;
+  }
+
+ private:
+  std::optional<Tensor> tensor_;
+};
+
+std::tuple<Tensor, Tensor> nearest_patch_backward(
+    const std::optional<Tensor>& grad_activations,
+    const std::optional<Tensor>& grad_distances,
+    const Tensor& features,
+    const Tensor& prototypes,
+    const Tensor& distances,
+    const Tensor& locations,
+    const std::string& metric_name,
+    const std::string& similarity_name,
+    double eps,
+    bool need_features,
+    bool need_prototypes
+) {
+  check_inputs(features, prototypes);
+  const Metric metric = metric_of(metric_name);
+  const SimilarityFunction similarity = similarity_of(similarity_name, eps);
+  const NearestPatchTable& table = chosen_table();
+  const ScalarType type = result_type(features, prototypes);
+  const int64_t shape[] = {features.size(0), prototypes.size(0)};
+  check_pairs(distances, "distances", shape, type);
+  check_pairs(locations, "locations", shape, ScalarType::Long);
+  if (grad_activations) check_pairs(*grad_activations, "grad_activations", shape, type);
+  if (grad_distances) check_pairs(*grad_distances, "grad_distances", shape, type);
+  const OptionalPairs to_activations(grad_activations), to_distances(grad_distances);
+  const Tensor values = torch::stable::contiguous(distances);
+  const Tensor where = torch::stable::contiguous(locations);
+  check_locations(where, features.size(2) * features.size(3));
+
+  GradientOutputs outputs(features, prototypes, need_features, need_prototypes);
+  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const FeatureMap map = read_map(source);
+  const double steps = static_cast<double>(map.images) * rows.numel();
+  with_result_type(type, [&](auto number) {
+    using T = decltype(number);
+    nearest_patch_gradients<T>(
+        kernels_of<T>(table),
+        {to_activations.data<T>(), to_distances.data<T>()},
+        map,
+        read_matrix(rows),
+        values.const_data_ptr<T>(),
+        where.const_data_ptr<int64_t>(),
+        metric,
+        similarity,
+        threads_for(steps),
+        TorchThreads(),
+        outputs.features(),
+        outputs.prototypes()
+    );
+  });
+  return outputs.finish();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(protofast, CPU, library) {
+  library.impl("nearest_patch", TORCH_BOX(&nearest_patch));
+  library.impl("nearest_patch_backward", TORCH_BOX(&nearest_patch_backward));
+}
+
+}  // namespace protofast

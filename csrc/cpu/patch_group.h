@@ -1,0 +1,86 @@
+// Patches and prototypes as rows of float or double, for the files that put kernels together.
+// Standard library, no torch.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/element.h"
+#include "cpu/workspace.h"
+
+namespace protofast {
+
+// Prototypes [P, D], contiguous, of any element type.
+struct PrototypeMatrix {
+  void* data;  // only written to where it is an output
+  Element element;
+  int64_t count;
+  int64_t depth;
+};
+
+// The prototypes as rows of T: where they lie, or converted into `storage`.
+template <typename T>
+const T* prototype_rows(
+    const PatchAccess<T>& access, const PrototypeMatrix& prototypes, Workspace<T>& storage
+) {
+  constexpr Element kElement = std::is_same_v<T, float> ? Element::kFloat32 : Element::kFloat64;
+  if (prototypes.element == kElement) return static_cast<const T*>(prototypes.data);
+  const int64_t numbers = prototypes.count * prototypes.depth;
+  storage = Workspace<T>(numbers);
+  access.widen(prototypes.data, prototypes.element, numbers, storage.data());
+  return storage.data();
+}
+
+constexpr int64_t kGroupBytes = 32 << 20;  // of images held as rows at once
+
+// The patches of a group of images as rows, in place or converted, and what cosine needs of them.
+template <typename T>
+class PatchGroup {
+ public:
+  PatchGroup(const PatchAccess<T>& access, const FeatureMap& features, Metric metric)
+      : access_(access),
+        features_(features),
+        in_place_(access.rows_in_place(features)),
+        cosine_(metric == Metric::kCosine),
+        image_numbers_(features.locations * features.depth),
+        size_(group_size()),
+        rows_(size_),
+        storage_(in_place_ ? 0 : size_ * image_numbers_),
+        inverse_norms_(cosine_ ? size_ * features.locations : 0) {}
+
+  int64_t size() const { return size_; }
+
+  // Reads image `image` into place i of the group.
+  void read(int64_t i, int64_t image) {
+    T* storage = in_place_ ? nullptr : storage_.data() + i * image_numbers_;
+    rows_[i] = access_.read(features_, image, storage);
+    if (cosine_) {
+      T* norms = inverse_norms_.data() + i * features_.locations;
+      access_.find_inverse_norms(rows_[i], features_.locations, features_.depth, norms);
+    }
+  }
+  PatchRows<T> rows(int64_t i) const { return rows_[i]; }
+  const T* inverse_norms(int64_t i) const {
+    return cosine_ ? inverse_norms_.data() + i * features_.locations : nullptr;
+  }
+
+ private:
+  int64_t group_size() const {
+    if (in_place_) return std::max<int64_t>(features_.images, 1);
+    const int64_t bytes = image_numbers_ * static_cast<int64_t>(sizeof(T));
+    return std::clamp<int64_t>(kGroupBytes / bytes, 1, std::max<int64_t>(features_.images, 1));
+  }
+
+  const PatchAccess<T>& access_;
+  const FeatureMap& features_;
+  bool in_place_;
+  bool cosine_;
+  int64_t image_numbers_;
+  int64_t size_;
+  std::vector<PatchRows<T>> rows_;
+  Workspace<T> storage_;
+  Workspace<T> inverse_norms_;
+};
+
+}  // namespace protofast

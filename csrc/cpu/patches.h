@@ -1,0 +1,176 @@
+// Reading patches of any element type and layout as rows of float or double, and writing them back.
+// For the translation units of one instruction set; see vector.h.
+#pragma once
+
+#include "cpu/element.h"
+#include "cpu/pairs.h"
+#include "cpu/vector.h"
+
+namespace protofast {
+namespace {
+
+struct Float16 {
+  uint16_t bits;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float float_of_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+inline uint32_t bits_of_float(float value) { return __builtin_bit_cast(uint32_t, value); }
+
+// Exact conversions. Half precision goes without the subnormal floats that a process may have set
+// to be flushed to zero: a half's subnormals are made by subtracting 0.5 from 0.5 + value.
+inline float widen(Float16 half) {
+  const uint32_t shifted = static_cast<uint32_t>(half.bits) << 16;
+  const uint32_t sign = shifted & 0x80000000u;
+  const uint32_t twice = shifted + shifted;
+  const float normal = float_of_bits((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
+  const float subnormal = float_of_bits((twice >> 17) | (126u << 23)) - 0.5f;
+  return float_of_bits(sign | bits_of_float(twice < (1u << 27) ? subnormal : normal));
+}
+inline float widen(BFloat16 value) {
+  return float_of_bits(static_cast<uint32_t>(value.bits) << 16);
+}
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+
+// Rounding to nearest, ties to even, as torch does (from double by way of float).
+template <typename Out>
+inline Out narrow(double value) {
+  return static_cast<Out>(value);
+}
+template <>
+inline BFloat16 narrow<BFloat16>(double wide) {
+  const float value = static_cast<float>(wide);
+  const uint32_t bits = bits_of_float(value);
+  if (value != value) return {0x7FC0};
+  return {static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
+}
+template <>
+inline Float16 narrow<Float16>(double wide) {
+  const uint32_t bits = bits_of_float(static_cast<float>(wide));
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return {static_cast<uint16_t>(sign | 0x7E00u)};   // NaN
+  if (magnitude >= 0x477FF000u) return {static_cast<uint16_t>(sign | 0x7C00u)};  // to infinity
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 rounds at the right bit
+    const uint32_t rounded = bits_of_float(float_of_bits(magnitude) + 0.5f);
+    return {static_cast<uint16_t>(sign | (rounded - (126u << 23)))};
+  }
+  const uint32_t odd = (magnitude >> 13) & 1u;
+  return {static_cast<uint16_t>(sign | ((magnitude - (112u << 23) + 0xFFFu + odd) >> 13))};
+}
+
+// Calls body<E>() with the C++ type E of the element.
+template <typename Body>
+inline void with_element(Element element, const Body& body) {
+  switch (element) {
+    case Element::kFloat16:
+      return body.template operator()<Float16>();
+    case Element::kBFloat16:
+      return body.template operator()<BFloat16>();
+    case Element::kFloat32:
+      return body.template operator()<float>();
+    case Element::kFloat64:
+      return body.template operator()<double>();
+  }
+}
+
+template <typename A, typename B>
+constexpr bool kSame = false;
+template <typename A>
+constexpr bool kSame<A, A> = true;
+
+template <typename T>
+constexpr Element kElement = kSame<T, float> ? Element::kFloat32 : Element::kFloat64;
+
+// [count] numbers of any element type -> T.
+template <typename T>
+void widen_numbers(const void* source, Element element, int64_t count, T* target) {
+  with_element(element, [&]<typename E>() {
+    const E* numbers = static_cast<const E*>(source);
+    for (int64_t i = 0; i < count; ++i) target[i] = static_cast<T>(widen(numbers[i]));
+  });
+}
+
+// [count] numbers of T -> any element type.
+template <typename T>
+void narrow_numbers(const T* source, int64_t count, void* target, Element element) {
+  with_element(element, [&]<typename E>() {
+    E* numbers = static_cast<E*>(target);
+    for (int64_t i = 0; i < count; ++i) numbers[i] = narrow<E>(source[i]);
+  });
+}
+
+constexpr int64_t kTile = 16;  // side of the squares in which a transposition goes
+
+template <typename Body>
+inline void for_each_tiled(int64_t locations, int64_t depth, const Body& body) {
+  for (int64_t l0 = 0; l0 < locations; l0 += kTile) {
+    const int64_t l1 = l0 + kTile < locations ? l0 + kTile : locations;
+    for (int64_t d0 = 0; d0 < depth; d0 += kTile) {
+      const int64_t d1 = d0 + kTile < depth ? d0 + kTile : depth;
+      for (int64_t d = d0; d < d1; ++d) {
+        for (int64_t l = l0; l < l1; ++l) body(l, d);
+      }
+    }
+  }
+}
+
+// Whether the rows of `map` can be used where they lie.
+template <typename T>
+bool rows_in_place(const FeatureMap& map) {
+  return map.element == kElement<T> && (map.depth_stride == 1 || map.depth == 1);
+}
+
+// The patches of one image as rows of T: where they lie if they can be used there, else converted
+// and transposed into storage [L, D].
+template <typename T>
+PatchRows<T> read_patches(const FeatureMap& map, int64_t image, T* storage) {
+  const int64_t offset = image * map.image_stride;
+  if (rows_in_place<T>(map)) {
+    return {static_cast<const T*>(map.data) + offset, map.location_stride};
+  }
+  with_element(map.element, [&]<typename E>() {
+    const E* source = static_cast<const E*>(map.data) + offset;
+    for_each_tiled(map.locations, map.depth, [&](int64_t l, int64_t d) {
+      const E value = source[d * map.depth_stride + l * map.location_stride];
+      storage[l * map.depth + d] = static_cast<T>(widen(value));
+    });
+  });
+  return {storage, map.depth};
+}
+
+// rows [L, D] -> image `image` of `map`.
+template <typename T>
+void write_patches(const T* rows, int64_t image, const FeatureMap& map) {
+  with_element(map.element, [&]<typename E>() {
+    E* target = static_cast<E*>(map.data) + image * map.image_stride;
+    for_each_tiled(map.locations, map.depth, [&](int64_t l, int64_t d) {
+      const E value = narrow<E>(rows[l * map.depth + d]);
+      target[d * map.depth_stride + l * map.location_stride] = value;
+    });
+  });
+}
+
+template <typename T>
+void find_inverse_norms(PatchRows<T> rows, int64_t count, int64_t depth, T* norms) {
+  for (int64_t i = 0; i < count; ++i) norms[i] = inverse_norm(rows.rows + i * rows.stride, depth);
+}
+
+template <typename T>
+constexpr PatchAccess<T> patch_access() {
+  return {
+      .rows_in_place = rows_in_place<T>,
+      .read = read_patches<T>,
+      .write = write_patches<T>,
+      .widen = widen_numbers<T>,
+      .narrow = narrow_numbers<T>,
+      .find_inverse_norms = find_inverse_norms<T>,
+  };
+}
+
+}  // namespace
+}  // namespace protofast
