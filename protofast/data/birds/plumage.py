@@ -149,8 +149,9 @@ def _paint_tail(canvas: Canvas, species: Species, colours: Colours, pose: Pose) 
 
 def _paint_beak(canvas: Canvas, species: Species, colours: Colours, pose: Pose) -> None:
     upper, lower = beak(species["beak"], pose.turn)
-    canvas.polygon(pose.head, lower, shade(colours.bill, 0.70), PART["beak"])
-    canvas.polygon(pose.head, upper, colours.bill, PART["beak"])
+    for half, colour in ((lower, shade(colours.bill, 0.70)), (upper, colours.bill)):
+        bent = smooth(half, closed=False, steps=4) if len(half) > 4 else half
+        canvas.polygon(pose.head, bent, colour, PART["beak"])
     ridge = np.stack([upper[0] * 0.7 + upper[-1] * 0.3, upper[1] * 0.75 + upper[-1] * 0.25])
     canvas.line(pose.head, ridge, 0.016, shade(colours.bill, 1.3))
 
