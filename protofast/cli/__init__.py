@@ -6,8 +6,7 @@ import sys
 def main() -> None:
     """Run `protofast`; the entry point of the console script."""
     try:
-        import rich  # noqa: F401
-        import typer  # noqa: F401
+        from protofast.cli.app import app
     except ModuleNotFoundError as missing:
         if sys.argv[1:2] == ["info"]:
             from protofast.info import main as info
@@ -17,6 +16,4 @@ def main() -> None:
             f"protofast: the command line needs {missing.name}, which is not installed; "
             "run: pip install 'protofast[all]'"
         )
-    from protofast.cli.app import run
-
-    sys.exit(run())
+    app()

@@ -7,7 +7,6 @@ from rich.markup import escape
 from rich.table import Table
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 

@@ -59,7 +59,9 @@ def explain(
         _print(file, name, explanation, loaded)
         figure = (out or file.parent) / f"{file.stem}-explained.png"
         figure.parent.mkdir(parents=True, exist_ok=True)
-        save_explanation_figure(figure, explanation, loaded.classes, run_folder=folder.path)
+        save_explanation_figure(
+            figure, explanation, loaded.classes, run_folder=folder.path, checkpoint=name
+        )
         print_note(f"figure: {figure}")
 
 
@@ -81,7 +83,7 @@ def _print(file: Path, checkpoint: str, explanation: Explanation, loaded: Loaded
         ]
         for term in best.shown
     ]
-    for words, rest in (("own", best.own), ("other", best.others)):
+    for words, rest in (("of its own", best.own), ("of other classes", best.others)):
         if rest.prototypes:
             rows.append(
                 [f"{rest.prototypes} further {words}", "", "", "", f"{rest.contribution:+.3f}"]

@@ -1,0 +1,5 @@
+"""`python -m protofast.cli`, the same as `protofast`."""
+
+from protofast.cli import main
+
+main()
