@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from protofast.data import Splits, open_birds, open_cub
-from protofast.errors import SettingsError
+from protofast.data import Splits, check_leaks, open_birds, open_cars, open_cub, open_folders
+from protofast.errors import DataError, SettingsError
 from protofast.models import ProtoPNet, build_backbone
 from protofast.training.settings import DataSettings, ModelSettings
 
@@ -31,12 +31,22 @@ def build_data(
     workers = torch.get_num_threads() if threads is None else threads
     birds = settings.kind == "birds"
     splits = _birds(settings, progress, workers) if birds else _files(settings)
-    if not settings.in_memory:
-        return splits
-    train = splits.train.cached(threads=workers, progress=progress)
-    same = splits.project is splits.train
-    project = train if same else splits.project.cached(threads=workers, progress=progress)
-    return Splits(train, project, splits.test.cached(threads=workers, progress=progress))
+    if settings.in_memory:
+        train = splits.train.cached(threads=workers, progress=progress)
+        same = splits.project is splits.train
+        project = train if same else splits.project.cached(threads=workers, progress=progress)
+        test = splits.test.cached(threads=workers, progress=progress)
+        splits = Splits(train, project, test)
+    if settings.leaks == "refuse" and not birds:
+        _refuse_leaks(splits)
+    return splits
+
+
+def _refuse_leaks(splits: Splits) -> None:
+    try:
+        check_leaks(splits.train, splits.test)
+    except DataError as error:
+        raise DataError(f"{error} (to train nevertheless: --set data.leaks=allow)") from error
 
 
 def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int) -> ProtoPNet:
@@ -96,4 +106,21 @@ def _files(settings: DataSettings) -> Splits:
             crop=crop,
             channels=settings.channels,
         )
-    raise SettingsError(f"data.kind {settings.kind} cannot be opened yet")
+    if settings.kind == "cars":
+        return open_cars(
+            settings.root,
+            size=settings.image_size,
+            classes=settings.classes,
+            crop=crop,
+            channels=settings.channels,
+        )
+    fraction = settings.test_fraction
+    return open_folders(
+        settings.root,
+        settings.test_root,
+        size=settings.image_size,
+        channels=settings.channels,
+        groups=settings.groups,
+        test_fraction=0.2 if fraction is None else fraction,
+        seed=settings.split_seed or 0,
+    )

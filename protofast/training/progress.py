@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as RichBars
     from rich.progress import TaskID
 
@@ -86,10 +87,12 @@ class Lines(Silence):
 class Bars:
     """Two bars on a terminal: the step (loss, accuracy, images/s) and the run (time left)."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
+    def __init__(self, console: Console | None = None) -> None:
+        if console is None:
+            from rich.console import Console
 
-        self.console = Console()
+            console = Console()
+        self.console = console
         self._bars: RichBars | None = None
         self._run: TaskID | None = None
         self._step: TaskID | None = None

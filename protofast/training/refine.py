@@ -243,7 +243,7 @@ class _Refinement:
         """The terms of the loss that the last layer can change."""
         weights = self.training.losses
         logits = model.last_layer(activations)
-        cross_entropy = classification_loss(logits, labels, label_smoothing=weights.label_smoothing)
+        cross_entropy = classification_loss(logits, labels)
         l1 = last_layer_l1(model.last_layer.weight, model.prototype_class)
         return weights.cross_entropy * cross_entropy + weights.l1 * l1
 

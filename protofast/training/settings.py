@@ -47,7 +47,8 @@ class DataSettings(_Frozen):
         test_root: ``folders``: folder of the test images, if they are apart.
         size: Height and width of the images in pixels, or one number for both.
         channels: 3, or 1 for grey images.
-        classes: How many classes (the first ones), or their names; left out, all there are.
+        classes: ``birds``, ``cub``, ``cars``: how many classes (the first ones), or their names;
+            left out, all there are (10 birds).
         train_per_class: ``birds``: rendered training images per class.
         test_per_class: ``birds``: rendered test images per class.
         render_seed: ``birds``: key of the renderer.
@@ -55,6 +56,8 @@ class DataSettings(_Frozen):
         groups: ``folders``: CSV file with the group (patient) of each image.
         test_fraction: ``folders`` without ``test_root``: share of the images, or groups, held out.
         split_seed: ``folders`` without ``test_root``: key of the split.
+        leaks: ``refuse`` to train where an image, or a group, is in the training and the test images
+            at once, or ``allow`` it (and do not look).
         in_memory: Decode all images once and keep them in memory (3·S·T bytes each).
     """
 
@@ -73,6 +76,7 @@ class DataSettings(_Frozen):
     groups: str | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     split_seed: int | None = None
+    leaks: Literal["refuse", "allow"] = "refuse"
     in_memory: bool = True
 
     @property
@@ -87,6 +91,7 @@ class DataSettings(_Frozen):
             "test_per_class": ("birds",),
             "render_seed": ("birds",),
             "crop": ("cub", "cars"),
+            "classes": ("birds", "cub", "cars"),
             "test_root": ("folders",),
             "groups": ("folders",),
             "test_fraction": ("folders",),

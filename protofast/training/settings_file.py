@@ -130,10 +130,10 @@ def _override(tree: Tree, places: dict[Key, str], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     table = tree
-    for depth, part in enumerate(key[:-1]):
+    for depth, part in enumerate(key[:-1], start=1):
         table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise SettingsError(f"--set {override}: {'.'.join(key[: depth + 1])} is not a table")
+        if not isinstance(table, dict) or (_field(key[:depth]) and not _is_table(key[:depth])):
+            raise SettingsError(f"--set {override}: {'.'.join(key[:depth])} has no keys of its own")
     if isinstance(value, dict):
         raise SettingsError(f"--set {override}: set one key at a time")
     if isinstance(table.get(key[-1]), dict) or _is_table(key):

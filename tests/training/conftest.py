@@ -1,0 +1,70 @@
+"""A run that takes a second or two: four kinds of birds, 32 pixels, the small backbone."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from protofast.data import Splits
+from protofast.training import Settings, build_data, load_settings
+
+TINY = """
+[data]
+kind = "birds"
+size = 32
+classes = 3
+train_per_class = 8
+test_per_class = 4
+
+[model]
+backbone = "small"
+weights = "none"
+depth = 8
+prototypes_per_class = 2
+
+[training]
+batch_size = 8
+test_batch_size = 12
+project_batch_size = 24
+accelerator = "cpu"
+workers = 0
+
+[training.schedule]
+epochs = 3
+warm_epochs = 1
+project_from = 1
+project_every = 2
+project_last = true
+last_layer_epochs = 2
+passes = 1
+last_layer_passes = 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Results on the CPU are bit-equal at the same number of threads only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_file: Path) -> Callable[..., Settings]:
+    """Settings of a tiny run; arguments are overrides ``a.b=c``."""
+    return lambda *overrides: load_settings(tiny_file, overrides)
+
+
+@pytest.fixture(scope="session")
+def birds(tiny: Callable[..., Settings]) -> Splits:
+    """The images of the tiny run."""
+    return build_data(tiny().data, threads=1)
