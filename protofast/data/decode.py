@@ -24,12 +24,18 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from protofast.errors import DataError
+from protofast.errors import DataError, InstallError
+
+try:
+    import simplejpeg
+    from PIL import Image, ImageOps, UnidentifiedImageError
+except ImportError as missing:
+    raise InstallError(
+        f"reading images needs {missing.name}; install it with pip install 'protofast[all]'"
+    ) from missing
 
 Resize = Literal["stretch", "crop"]
 Pixels = npt.NDArray[np.uint8]  # [S, T] or [S, T, 3]

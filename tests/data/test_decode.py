@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +242,17 @@ def test_load_image_gives_a_model_its_input(tmp_path: Path) -> None:
     assert 0 <= image.min() < image.max() <= 1
     with pytest.raises(ValueError, match="channels must be 1 or 3"):
         load_image(tmp_path / "a.png", (12, 20), 2)
+
+
+@pytest.mark.parametrize("missing", ["simplejpeg", "PIL"])
+def test_a_missing_library_is_named(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from protofast.errors import InstallError\n"
+        "try:\n    import protofast.data\n"
+        "except InstallError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert f"reading images needs {missing}; install it with" in done.stdout

@@ -7,6 +7,7 @@ vent, y down, its body around the origin. The head has a frame of its own, turne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -123,11 +124,13 @@ def beak(shape: str, turn: float) -> tuple[Points, Points]:
     return np.array(upper) * ahead + base, np.array(lower) * ahead + base
 
 
+@cache
 def tail(shape: str) -> Points:
     """The tail's outline in its frame: upper root, three points of its end, lower root."""
     return np.array([(-0.48, -0.095), *_TAILS[shape], (-0.46, 0.075)])
 
 
+@cache
 def crest(shape: str) -> list[Points]:
     """The crest's feathers, in the head's frame; they begin inside the head."""
     if shape == "none":
