@@ -1,6 +1,7 @@
 """Checks of the operators' arguments, shared by the typed functions and the fake kernels.
 
-Everything here looks at shapes, dtypes and options only, never at values, so that it works on fake tensors.
+All but `check_range` look at shapes, dtypes and options only, never at values, and so work on fake
+tensors.
 """
 
 import torch
@@ -15,7 +16,7 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def compute_dtype(features: Tensor, prototypes: Tensor) -> torch.dtype:
-    """The dtype in which an operator computes and answers: float64 if either input is, else float32."""
+    """The dtype of an operator's computations and results: float64 if either input is, else float32."""
     both = (features.dtype, prototypes.dtype)
     return torch.float64 if torch.float64 in both else torch.float32
 
@@ -27,7 +28,7 @@ def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_similarity(metric: str, similarity: str, eps: float) -> None:
-    """Raise ValueError for an unknown or meaningless pair of metric and similarity, or a useless `eps`."""
+    """Raise ValueError for an unknown or meaningless pair of metric and similarity, or bad `eps`."""
     check_option("metric", metric, METRICS)
     check_option("similarity", similarity, SIMILARITIES)
     if metric in ("dot", "cosine") and similarity != "linear":
@@ -40,7 +41,7 @@ def check_similarity(metric: str, similarity: str, eps: float) -> None:
 
 
 def check_tensors(features: Tensor, prototypes: Tensor) -> None:
-    """Raise TypeError or ValueError unless features are [N, D, H, W] and prototypes [P, D], alike."""
+    """Raise TypeError or ValueError unless features are [N, D, H, W] and prototypes [P, D]."""
     for name, tensor in (("features", features), ("prototypes", prototypes)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
@@ -48,6 +49,8 @@ def check_tensors(features: Tensor, prototypes: Tensor) -> None:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}"
             )
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}")
     shapes = (
         f"features {_shape(features)} ([N, D, H, W]) and prototypes {_shape(prototypes)} ([P, D])"
     )
@@ -68,9 +71,11 @@ def check_tensors(features: Tensor, prototypes: Tensor) -> None:
 
 
 def check_index(features: Tensor, index: Tensor | None) -> None:
-    """Raise unless `index` (the prototypes chosen per image) is None or int64 [N, K] beside `features`."""
+    """Raise unless `index`, the prototypes chosen for each image, is None or int64 [N, K]."""
     if index is None:
         return
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index must be a torch.Tensor or None; got {type(index).__name__}")
     if index.dtype != torch.int64:
         raise TypeError(f"index must be int64; got {index.dtype}")
     if index.dim() != 2 or index.shape[0] != features.shape[0]:
@@ -82,6 +87,19 @@ def check_index(features: Tensor, index: Tensor | None) -> None:
         raise ValueError(
             f"index must be on the device of features, {features.device}; got {index.device}"
         )
+
+
+def check_range(name: str, values: Tensor, limit: int) -> None:
+    """Raise IndexError unless all `values` lie in [0, limit).
+
+    Does nothing on GPUs, where looking would stop the host until the device is done.
+    """
+    if values.device.type != "cpu" or values.numel() == 0:
+        return
+    least, largest = (int(value) for value in values.aminmax())
+    if least < 0 or largest >= limit:
+        wrong = least if least < 0 else largest
+        raise IndexError(f"{name} must lie in [0, {limit}); got {wrong}")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -10,6 +10,7 @@ from protofast.ops.arguments import (
     METRICS,
     check_index,
     check_option,
+    check_range,
     check_similarity,
     check_tensors,
     compute_dtype,
@@ -41,7 +42,10 @@ def distance_map(
     """
     features, prototypes = unfold_windows(features, prototypes)
     _check(features, prototypes, index, metric)
-    return torch.ops.protofast.distance_map(features, prototypes, index, metric)
+    if type(index) is Tensor and not torch.compiler.is_compiling():  # no fake or traced tensor
+        check_range("index", index, prototypes.shape[0])
+    distances: Tensor = torch.ops.protofast.distance_map(features, prototypes, index, metric)
+    return distances
 
 
 def similarity_map(
@@ -68,8 +72,8 @@ def similarity_map(
 def mean_distance(features: Tensor, prototypes: Tensor) -> Tensor:
     """Mean over all patches of the squared L2 distance, without the map (ProtoPool's focal term).
 
-    By algebra, mean_l |z_l - p|^2 = |mean z - p|^2 + mean_l |z_l - mean z|^2: exact where every patch
-    equals the prototype, and never negative.
+    By algebra, mean_l |z_l - p|^2 = |mean z - p|^2 + mean_l |z_l - mean z|^2: exact where every
+    patch equals the prototype, and never negative.
 
     Args:
         features: [N, D, H, W].

@@ -57,9 +57,9 @@ def nearest_patch(
             matter), `always` or `never`. The CPU always does.
 
     Returns:
-        NearestPatch(activations, distances, locations), each [N, P]; float64 if an input is float64,
-        else float32; locations are int64 in [0, H*W), row-major. The first location wins ties; a NaN
-        in a patch gives NaN.
+        NearestPatch(activations, distances, locations), each [N, P]; float64 if an input is
+        float64, else float32; locations are int64 in [0, H*W), row-major. The first location wins
+        ties; a NaN in a patch gives NaN.
 
     Raises:
         TypeError: an argument is no tensor, or not floating point.

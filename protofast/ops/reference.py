@@ -1,7 +1,8 @@
 """The operators in plain PyTorch: what is right, and what runs where no compiled kernel does.
 
-Every distance is a direct difference, sum((z - p)^2), never the expanded form |z|^2 - 2 z.p + |p|^2, which
-loses the small distances on which the log-similarity depends most. Kernels are merged against this file.
+Every distance is a direct difference, sum((z - p)^2), never the expanded form
+|z|^2 - 2 z.p + |p|^2, which loses the small distances on which the log-similarity depends most.
+Kernels are merged against this file.
 
 N images, P prototypes, K chosen prototypes, D depth, H x W grid, L = H * W locations (row-major).
 Nothing here depends on the number of threads or on the batch an image sits in.
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from protofast.ops.arguments import compute_dtype
+from protofast.ops.arguments import check_range, compute_dtype
 
 # Temporary tensors are kept to about this many numbers by working on a few images at a time.
 _CHUNK_NUMBERS = 1 << 23
@@ -22,15 +23,16 @@ _CHUNK_NUMBERS = 1 << 23
 def similarity(distances: Tensor, similarity: str = "log", eps: float = 1e-4) -> Tensor:
     """Similarity of a distance: log((d+1)/(d+eps)), -d, or exp(-d).
 
-    The logarithm is taken as log1p((1-eps)/(d+eps)), which keeps its precision for large d; at d = 0
-    it is log(1/eps) to the last bit.
+    The logarithm is taken as log1p((1-eps)/(d+eps)), which keeps its precision for large d; at
+    d = 0 it is log(1/eps) to the last bit.
     """
     if similarity == "linear":
         return -distances
     if similarity == "exp":
         return torch.exp(-distances)
     values = torch.log1p((1.0 - eps) / (distances + eps))
-    return torch.where(distances == 0, math.log(1.0 / eps), values)
+    lost = torch.where(distances == 0, math.log(1.0 / eps) - values, torch.zeros_like(values))
+    return values + lost.detach()  # not `where` alone, whose derivative at d = 0 would be 0
 
 
 def similarity_derivative(distances: Tensor, similarity: str, eps: float) -> Tensor:
@@ -63,8 +65,8 @@ def pair_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `pair_distance` for patches and prototypes, times grad [...]: two of [..., D].
 
-    Taken as differences z - p per pair. The gradient of `l2` at distance 0 and of `cosine` at a zero
-    vector is 0.
+    Taken as differences z - p per pair. The gradient of `l2` at distance 0 and of `cosine` at a
+    zero vector is 0.
     """
     grad = grad.unsqueeze(-1)
     if metric in ("squared_l2", "l2"):
@@ -93,7 +95,7 @@ def pair_gradients(
 def nearest_patch(
     features: Tensor, prototypes: Tensor, metric: str, similarity_name: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Least distance of every prototype to any patch of every image, where, and the similarity there.
+    """Least distance of every prototype to any patch of every image, where, and its similarity.
 
     features [N, D, H, W], prototypes [P, D] -> activations, distances, locations, each [N, P].
     The first location in row-major order wins ties; a NaN in a patch wins over everything.
@@ -130,6 +132,7 @@ def nearest_patch_backward(
     They flow through the winning location of each (image, prototype) pair alone; each image's are
     added up in the order of the prototypes, each prototype's in the order of the images.
     """
+    check_range("locations", locations, features.shape[2] * features.shape[3])
     dtype = compute_dtype(features, prototypes)
     grad = torch.zeros_like(distances)  # [N, P]
     if grad_distances is not None:
@@ -155,6 +158,8 @@ def distance_map(features: Tensor, prototypes: Tensor, index: Tensor | None, met
 
     `index` [N, K] chooses prototypes per image; without it all P are taken.
     """
+    if index is not None:
+        check_range("index", index, prototypes.shape[0])
     dtype = compute_dtype(features, prototypes)
     count = prototypes.shape[0] if index is None else index.shape[1]
     shape = (features.shape[0], count, *features.shape[2:])
@@ -174,6 +179,8 @@ def distance_map_backward(
     grad: Tensor, features: Tensor, prototypes: Tensor, index: Tensor | None, metric: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `distance_map` for features and prototypes, given grad [N, K, H, W]."""
+    if index is not None:
+        check_range("index", index, prototypes.shape[0])
     dtype = compute_dtype(features, prototypes)
     grad_features = torch.zeros_like(features)
     grad_prototypes = torch.zeros(prototypes.shape, dtype=dtype, device=prototypes.device)
