@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +25,19 @@ FOLDER = "evaluation"
 _TOP = 5
 
 
-class Predictions(NamedTuple):
-    """What a model said of every image, in the order of the set; on the CPU."""
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of every image, in the order of the set; on the CPU.
 
-    logits: Tensor  # [n, C] float64
-    labels: Tensor  # [n] int64
-    index: Tensor  # [n] int64, position in the set
+    Attributes:
+        logits: [n, C] float64.
+        labels: [n] int64.
+        index: [n] int64, position in the set.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    index: Tensor
 
 
 @dataclass(frozen=True)
