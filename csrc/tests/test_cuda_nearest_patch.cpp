@@ -21,7 +21,8 @@ struct Shape {
 };
 
 const Shape kShapes[] = {
-    {1, 1, 1, 1, 1}, {2, 3, 5, 1, 1}, {3, 7, 17, 2, 3}, {2, 5, 64, 7, 7}, {1, 9, 33, 3, 5}};
+    {1, 1, 1, 1, 1}, {2, 3, 5, 1, 1}, {3, 7, 17, 2, 3}, {2, 5, 64, 7, 7}, {1, 9, 33, 3, 5}
+};
 const Metric kMetrics[] = {Metric::kSquaredL2, Metric::kL2, Metric::kDot, Metric::kCosine};
 
 FeatureLayout contiguous_layout(const Shape& s) {
@@ -96,7 +97,8 @@ struct Problem {
         locations.data(),
         layout,
         shape.prototypes,
-        function};
+        function
+    };
     for (size_t i = 0; i < distances.size(); ++i) result(i);
   }
 
@@ -119,11 +121,8 @@ struct Problem {
     std::vector<Compute> gradients(distances.size()), patch_norms(patches);
     std::vector<Compute> prototype_norms(shape.prototypes);
     const DistanceGradient<Compute> distance_gradient{
-        grad_activations.data(),
-        grad_distances.data(),
-        distances.data(),
-        gradients.data(),
-        function};
+        grad_activations.data(), grad_distances.data(), distances.data(), gradients.data(), function
+    };
     for (size_t i = 0; i < gradients.size(); ++i) distance_gradient(i);
     const PatchNorm<Compute, Compute> patch_norm{features.data(), patch_norms.data(), layout};
     for (int64_t i = 0; i < patches; ++i) patch_norm(i);
@@ -141,7 +140,8 @@ struct Problem {
         cosine ? prototype_norms.data() : nullptr,
         layout,
         shape.images,
-        shape.prototypes};
+        shape.prototypes
+    };
     grad_features.assign(features.size(), 0);
     const FeatureGradient<Compute, Compute> to_features{common, grad_features.data(), layout};
     for (int64_t i = 0; i < patches * shape.depth; ++i) to_features(i);

@@ -52,7 +52,8 @@ SimilarityFunction<Compute> similarity_function(Similarity kind, double eps) {
       kind,
       static_cast<Compute>(eps),
       static_cast<Compute>(1.0 - eps),
-      static_cast<Compute>(std::log(1.0 / eps))};
+      static_cast<Compute>(std::log(1.0 / eps))
+  };
 }
 
 FeatureLayout layout_of(const Tensor& features) {
@@ -63,7 +64,8 @@ FeatureLayout layout_of(const Tensor& features) {
       features.stride(0),
       features.stride(1),
       features.stride(2),
-      features.stride(3)};
+      features.stride(3)
+  };
 }
 
 bool is_floating(ScalarType dtype) {
@@ -202,7 +204,8 @@ void launch_forward(
         write<int64_t>(locations),
         layout_of(features),
         prototypes.size(1),
-        similarity};
+        similarity
+    };
     launch(result, distances.numel(), features.get_device_index());
   };
   switch (metric) {
@@ -259,13 +262,15 @@ void launch_norms(const BackwardTensors& tensors) {
   const int32_t device = tensors.features.get_device_index();
   launch(
       PatchNorm<Compute, Feature>{
-          read<Feature>(tensors.features), write<Compute>(tensors.patch_norms), layout},
+          read<Feature>(tensors.features), write<Compute>(tensors.patch_norms), layout
+      },
       tensors.patch_norms.numel(),
       device
   );
   launch(
       PrototypeNorm<Compute>{
-          read<Compute>(tensors.prototypes), write<Compute>(tensors.prototype_norms), layout.depth},
+          read<Compute>(tensors.prototypes), write<Compute>(tensors.prototype_norms), layout.depth
+      },
       tensors.prototype_norms.numel(),
       device
   );
@@ -291,11 +296,13 @@ void launch_backward(
       cosine ? read<Compute>(tensors.prototype_norms) : nullptr,
       layout_of(tensors.features),
       tensors.features.size(0),
-      tensors.prototypes.size(0)};
+      tensors.prototypes.size(0)
+  };
   const int32_t device = tensors.features.get_device_index();
   if (grad_features) {
     const FeatureGradient<Compute, Feature> result{
-        backward, write<Feature>(*grad_features), layout_of(*grad_features)};
+        backward, write<Feature>(*grad_features), layout_of(*grad_features)
+    };
     launch(result, grad_features->numel(), device);
   }
   if (grad_prototypes) {
@@ -319,7 +326,8 @@ Tensor distance_gradients(
         grad_distances ? read<C>(*grad_distances) : nullptr,
         read<C>(distances),
         write<C>(gradients),
-        similarity_function<C>(similarity, eps)};
+        similarity_function<C>(similarity, eps)
+    };
     launch(result, gradients.numel(), distances.get_device_index());
   });
   return gradients;
@@ -362,7 +370,8 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
       checked("locations", locations, ScalarType::Long),
       distance_gradients(for_activations, for_distances, pair_distances, similarity, eps),
       new_vector(features, patches, compute),
-      new_vector(features, cosine ? prototypes.size(0) : 0, compute)};
+      new_vector(features, cosine ? prototypes.size(0) : 0, compute)
+  };
 
   std::optional<Tensor> grad_features, grad_prototypes;
   if (need_features) grad_features = torch::stable::empty_like(tensors.features);
@@ -374,7 +383,8 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
       need_features ? torch::stable::to(*grad_features, features.scalar_type())
                     : new_vector(features, 0, features.scalar_type()),
       need_prototypes ? torch::stable::to(*grad_prototypes, prototypes.scalar_type())
-                      : new_vector(prototypes, 0, prototypes.scalar_type())};
+                      : new_vector(prototypes, 0, prototypes.scalar_type())
+  };
 }
 
 }  // namespace
