@@ -60,7 +60,7 @@ def high_activation_boxes(heatmaps: Tensor, *, percentile: float = PERCENTILE) -
     height, width = heatmaps.shape[-2:]
     flat = heatmaps.detach().reshape(-1, height, width)  # [M, S, T]
     chunk = max(1, _PIXELS_AT_ONCE // (height * width))
-    boxes = [_boxes(part, percentile / 100) for part in flat.split(chunk)]
+    boxes = [_boxes(part, percentile / 100) for part in flat.split(chunk) if len(part)]
     found = torch.cat(boxes) if boxes else flat.new_zeros((0, 4), dtype=torch.int64)
     return found.reshape(*heatmaps.shape[:-2], 4)
 

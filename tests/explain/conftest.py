@@ -1,0 +1,30 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from explained_run import explain_tiny, train_tiny
+
+from protofast.data import Splits
+from protofast.training import RunFolder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Splits]:
+    """A trained and projected run with its data."""
+    return train_tiny(tmp_path_factory.mktemp("explain") / "run")
+
+
+@pytest.fixture(scope="session")
+def explained(trained: tuple[RunFolder, Splits]) -> Path:
+    """The folder of the trained run, explained."""
+    run, data = trained
+    explain_tiny(run, data, nearest=3, samples=4, top=2)
+    return run.path
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

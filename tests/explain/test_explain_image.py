@@ -1,0 +1,182 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from protofast.explain import Explanation, explain_image, explain_images
+from protofast.models import Output, ProtoPNet, PrototypeModel, build_backbone
+
+
+def _model(**options: Any) -> ProtoPNet:
+    arguments = {"num_classes": 4, "prototypes_per_class": 3, "depth": 16, "input_size": (64, 64)}
+    arguments |= options
+    backbone = build_backbone("small", num_channels=arguments.get("num_channels", 3))
+    model = ProtoPNet(backbone, **arguments)
+    nn.init.normal_(model.last_layer.weight)
+    return model
+
+
+def _adds_up(explanation: Explanation) -> None:
+    for part in explanation.classes:
+        size = float(part.contributions.abs().sum())
+        assert abs(part.total - part.logit) <= 2e-6 * max(1.0, size)
+        assert abs(float(part.contributions.sum()) - part.logit) <= 2e-6 * max(1.0, size)
+        shown = len(part.shown) + part.own.prototypes + part.others.prototypes
+        assert shown == len(part.contributions)
+        for term in part.shown:
+            product = term.evidence.similarity * term.weight
+            assert math.isclose(term.contribution, product, rel_tol=1e-6, abs_tol=1e-9)
+            assert term.contribution > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"metric": "l2", "similarity": "linear"},
+        {"metric": "cosine", "similarity": "linear"},
+        {"similarity": "exp"},
+        {"input_size": (48, 80)},
+        {"input_size": (16, 16)},  # a grid of one cell
+        {"num_channels": 1},
+        {"prototype_class": [0, 0, 2, 2, 2, 3]},  # class 1 has no prototype
+        {"prototype_class": [2]},
+    ],
+    ids=str,
+)
+def test_contributions_add_up_to_the_logit(options: dict[str, Any]) -> None:
+    model = _model(**options)
+    images = torch.rand(3, model.num_channels, *model.input_size)
+    explained = explain_images(model, images, top=2, classes=3, labels=[1, 2, 0])
+    expected = model.eval()(images).logits
+    for n, explanation in enumerate(explained):
+        _adds_up(explanation)
+        torch.testing.assert_close(explanation.logits, expected[n].detach())
+        assert explanation.predicted == int(expected[n].argmax())
+        assert [1, 2, 0][n] in [part.class_index for part in explanation.classes]
+        for evidence in explanation.activated:
+            x0, y0, x1, y1 = evidence.box
+            height, width = model.input_size
+            assert 0 <= x0 < x1 <= width
+            assert 0 <= y0 < y1 <= height
+            top = int(evidence.heatmap.argmax())
+            assert x0 <= top % width < x1
+            assert y0 <= top // width < y1
+
+
+def test_a_pruned_model_is_explained_by_what_is_left() -> None:
+    model = _model()
+    model.prune(torch.tensor([0, 4, 5, 11]))
+    explanation = explain_image(model, torch.rand(3, 64, 64), top=9, classes=4)
+    _adds_up(explanation)
+    assert {evidence.prototype_class for evidence in explanation.activated} == {0, 1, 3}
+    without = next(part for part in explanation.classes if part.class_index == 2)
+    assert without.own.prototypes == 0
+
+
+def test_evidence_lies_where_the_similarity_is_largest() -> None:
+    model = _model(input_size=(64, 96)).eval()
+    images = torch.rand(2, 3, 64, 96)
+    features = model.features(images)
+    maps = model.similarity_map(features).detach()  # [N, P, H, W]
+    for n, explanation in enumerate(explain_images(model, images, top=12)):
+        assert len(explanation.activated) == 12
+        similarities = [evidence.similarity for evidence in explanation.activated]
+        assert similarities == sorted(similarities, reverse=True)
+        for evidence in explanation.activated:
+            own = maps[n, evidence.prototype]
+            assert math.isclose(evidence.similarity, float(own.max()), rel_tol=1e-5)
+            assert float(own[evidence.row, evidence.column]) == pytest.approx(float(own.max()))
+            assert evidence.location == evidence.row * own.shape[1] + evidence.column
+
+
+def test_a_prototype_that_is_the_patch_has_the_largest_similarity() -> None:
+    model = _model().eval()
+    image = torch.rand(3, 64, 64)
+    with torch.no_grad():
+        model.prototypes[5] = model.features(image[None])[0, :, 2, 1]
+    first = explain_image(model, image).activated[0]
+    assert (first.prototype, first.row, first.column, first.distance) == (5, 2, 1, 0.0)
+    assert first.similarity == pytest.approx(math.log(1 / 1e-4))
+
+
+def test_bytes_and_numbers_mean_the_same_image() -> None:
+    model = _model()
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    by_bytes, by_numbers = explain_image(model, image), explain_image(model, image / 255)
+    assert torch.equal(by_bytes.logits, by_numbers.logits)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = _model().train()
+    model.backbone.conv1.eval()  # a frozen part of a model in training
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    explain_image(model, torch.rand(3, 64, 64))
+    assert model.training
+    assert model.add_on.training
+    assert not model.backbone.conv1.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_one_class_and_a_wrong_prediction_still_show_the_truth() -> None:
+    model = _model()
+    image = torch.rand(3, 64, 64)
+    predicted = explain_image(model, image).predicted
+    label = (predicted + 1) % 4
+    explanation = explain_image(model, image, classes=1, label=label)
+    assert [part.class_index for part in explanation.classes] == [predicted, label]
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (torch.rand(64, 64), {}, r"must be \[channels, S, T\]"),
+        (torch.rand(1, 64, 64), {}, r"must be \[N, 3, S, T\]"),
+        (torch.rand(3, 64, 64), {"top": 0}, "at least 1"),
+        (torch.rand(3, 64, 64), {"label": 4}, r"labels must be in 0 \.\.\. 3|labels must be in 0"),
+    ],
+)
+def test_wrong_arguments_are_named(image: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        explain_image(_model(), image, **options)
+    with pytest.raises(TypeError, match="uint8 or floating"):
+        explain_image(_model(), torch.zeros(3, 64, 64, dtype=torch.int64))
+
+
+class _Shared(PrototypeModel):
+    """A model by somebody else whose prototypes belong to no class; the protocol alone."""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=3, input_size=(8, 8))
+        self._prototypes = nn.Parameter(torch.rand(5, 3))
+        self.weight = nn.Parameter(torch.randn(3, 5))
+
+    @property
+    def prototypes(self) -> Tensor:
+        return self._prototypes
+
+    def features(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(self.normalise(images), 2)
+
+    def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
+        maps = torch.einsum("ndhw,pd->nphw", features, self._prototypes)
+        if index is None:
+            return maps
+        return maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+
+    def classify(self, features: Tensor) -> Output:
+        activations, locations = self.similarity_map(features).flatten(2).max(dim=2)
+        return Output(activations @ self.weight.T, activations, -activations, locations)
+
+    def contributions(self, output: Output) -> Tensor:
+        return output.activations[:, None] * self.weight
+
+
+def test_prototypes_without_classes_are_explained_through_the_protocol() -> None:
+    explanation = explain_image(_Shared(), torch.rand(3, 8, 8), top=2)
+    _adds_up(explanation)
+    assert all(part.own.prototypes == 0 for part in explanation.classes)
+    assert explanation.activated[0].prototype_class is None
