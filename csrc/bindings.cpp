@@ -21,7 +21,7 @@ py::dict cpu_features() {
   features["avx2"] = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   features["avx512"] = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  features["avx512_bf16"] = __builtin_cpu_supports("avx512bf16") != 0;
+  features["avx512_bf16"] = static_cast<bool>(__builtin_cpu_supports("avx512bf16"));
 #endif
   return features;
 }

@@ -28,9 +28,16 @@ inline const std::vector<InstructionSet>& supported_instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
 #if defined(__x86_64__)
+    // The levels x86-64-v3 and v4, for which the kernels are compiled; g++ 11 knows no names for
+    // them.
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("x86-64-v4")) found.push_back(InstructionSet::kAvx512);
-    if (__builtin_cpu_supports("x86-64-v3")) found.push_back(InstructionSet::kAvx2);
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    if (v4) found.push_back(InstructionSet::kAvx512);
+    if (v3) found.push_back(InstructionSet::kAvx2);
 #endif
     found.push_back(InstructionSet::kPortable);
     return found;
