@@ -39,6 +39,7 @@ class Journal:
         self.progress = progress
         self.writes = writes
         self.keep_all = keep_all
+        self._rows: list[dict[str, Any]] = []
         self._board = None
         if tensorboard and writes:
             from protofast.training.tensorboard import Board
@@ -52,7 +53,7 @@ class Journal:
             self.progress.say(text)
 
     def row(self, kind: str, step: PlanStep, numbers: Mapping[str, Any]) -> None:
-        """A line of ``metrics.jsonl``."""
+        """A line of ``metrics.jsonl``, written when the step is complete (see :meth:`save`)."""
         if not self.writes:
             return
         place = {
@@ -63,7 +64,7 @@ class Journal:
             "cycle": step.cycle,
             "index": step.index,
         }
-        self.folder.append_metrics({**place, **numbers})
+        self._rows.append({**place, **numbers})
         if self._board is not None:
             self._board.add(kind, step.step, numbers)
 
@@ -89,31 +90,31 @@ class Journal:
     ) -> None:
         """Writes a checkpoint, sets ``latest`` and ``best``, removes old checkpoints.
 
+        At the end of a step, the step's lines of ``metrics.jsonl`` are written before.
+
         A process killed anywhere in here leaves ``latest`` on a whole checkpoint, and its successor
         goes through the same steps again.
         """
         if not self.writes:
             return
-        before = self.folder.pointer("latest")
+        if not name.endswith(PARTIAL):
+            self.folder.append_metrics(self._rows)
+            self._rows = []
         facts = facts | {"metrics_bytes": self.folder.metrics_size()}
         self.folder.write(name, tensors, facts)
         if best is not None:
             self.folder.point("best", best)
         self.folder.point("latest", name)
-        self._remove_old({name, best, before})
+        self._remove_old({name, best})
 
     def _remove_old(self, wanted: set[str | None]) -> None:
-        """Keeps the latest, the one before it, the best, and the newest of each stage."""
-        newest: dict[str, str] = {}
+        """Keeps the two newest that end a step, the newest of each stage, and the wanted ones."""
         names = self.folder.names()
+        whole = [name for name in names if not name.endswith(PARTIAL)]
+        newest = {name.split("-")[0]: name for name in whole}
+        keep = {*wanted, *newest.values(), *(whole if self.keep_all else whole[-2:])}
         for name in names:
-            if not name.endswith(PARTIAL):
-                newest[name.split("-")[0]] = name
-        for name in names:
-            partial = name.endswith(PARTIAL)
-            if name in wanted or (self.keep_all and not partial):
-                continue
-            if partial or newest[name.split("-")[0]] != name:
+            if name not in keep:
                 self.folder.remove(name)
 
     def close(self) -> None:

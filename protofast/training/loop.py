@@ -23,7 +23,7 @@ from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, distributed, nn
 
 from protofast.data import Batch, Splits
-from protofast.errors import ProtofastError
+from protofast.errors import ProtofastError, SettingsError
 from protofast.losses import classification_loss, cluster_loss, last_layer_l1, separation_loss
 from protofast.models.protocol import Output
 from protofast.projection import project_prototypes
@@ -186,7 +186,7 @@ class Loop:
 
         with warnings.catch_warnings():
             # A class without images is told by the row and the journal below.
-            warnings.filterwarnings("ignore", message="no image of class", category=UserWarning)
+            warnings.simplefilter("ignore", UserWarning)
             projection = project_prototypes(self.state.model, self.feed.projecting(), progress=tick)
         self.state.prototypes = prototype_rows(self.state.model, projection, images)
         found = []
@@ -413,7 +413,7 @@ def _class_weights(settings: Settings, data: Splits, device: torch.device) -> Te
         counts = torch.bincount(data.train.labels, minlength=classes).clamp(min=1)
         return (len(data.train) / (classes * counts.float())).to(device)
     if len(wanted) != classes:
-        raise ProtofastError(
+        raise SettingsError(
             f"training.losses.class_weights has {len(wanted)} numbers for {classes} classes"
         )
     return torch.tensor(wanted, dtype=torch.float32, device=device)

@@ -203,7 +203,7 @@ class _Refinement:
             "accuracy_before": refined.accuracy[0],
             "accuracy": refined.accuracy[1],
         }
-        self.folder.append_metrics({"kind": action, **numbers})
+        self.folder.append_metrics([{"kind": action, **numbers}])
         self.folder.log(f"{refined.checkpoint}: {numbers}")
 
     def _test(self, model: ProtoPNet) -> float:

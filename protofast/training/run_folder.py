@@ -21,7 +21,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,9 +219,9 @@ class RunFolder:
 
     # ----- words and numbers -----
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds a line to ``metrics.jsonl``."""
-        self._append(self.metrics, json.dumps(row, allow_nan=True) + "\n")
+    def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds lines to ``metrics.jsonl``."""
+        self._append(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def metrics_size(self) -> int:
         """Length of ``metrics.jsonl`` in bytes, after making sure they are on the disk."""
@@ -258,9 +258,9 @@ class RunFolder:
         # Unbuffered, so that a full disk is an error here and not when the file is closed.
         try:
             with path.open("ab", buffering=0) as file:
-                content = text.encode()
-                if file.write(content) != len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                content = memoryview(text.encode())
+                while content:  # what does not fit is written in part before it is an error
+                    content = content[file.write(content) :]
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -38,7 +38,14 @@ def test_bars_show_loss_accuracy_speed_and_time_left() -> None:
     bars.end()
     bars.end()
     text = stream.getvalue()
-    for part in ("joint-3", "loss 1.234", "accuracy 50.0%", "images/s", "joint-3 done [x]", "[odd]"):
+    for part in (
+        "joint-3",
+        "loss 1.234",
+        "accuracy 50.0%",
+        "images/s",
+        "joint-3 done [x]",
+        "[odd]",
+    ):
         assert part in text
     assert "whole run" in text
 

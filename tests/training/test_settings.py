@@ -120,7 +120,9 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path: Path) -> None:
         load_settings(path)
     assert str(caught.value).startswith(f"{path}:5: ")
     path.write_text('recipe = "paper"\n[training.optimizer]\nwarm = { add_on = 1, oops = 2 }\n')
-    with pytest.raises(SettingsError, match="unknown setting training.optimizer.warm.oops") as caught:
+    with pytest.raises(
+        SettingsError, match="unknown setting training.optimizer.warm.oops"
+    ) as caught:
         load_settings(path)
     assert str(caught.value).startswith(f"{path}:3: ")
 

@@ -1,0 +1,31 @@
+"""Run by test_ranks.py under torchrun: trains and says what each rank ended with."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from protofast.training import build_data, build_model, load_settings, train
+
+
+def main(settings_file: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    settings = load_settings(settings_file)
+    model = build_model(settings.model, settings.data, num_classes=3)
+    data = build_data(settings.data, threads=1)
+    result = train(settings, folder, data=data, model=model)
+    weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
+    said = {"sum": float(weights.sum()), "finished": result.finished, "best": result.best}
+    try:
+        train(settings, folder, data=data)
+    except Exception as error:
+        said["again"] = f"{type(error).__name__}: {error}"
+    rank = distributed.get_rank()
+    (folder.parent / f"rank-{rank}.json").write_text(json.dumps(said))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
