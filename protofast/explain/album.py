@@ -11,7 +11,7 @@ from protofast.explain.files import Json
 from protofast.explain.pictures import jpeg
 
 # A report with thousands of pictures stays small enough to send: then each of them becomes smaller.
-LONGEST, SHORTEST = 224, 96  # of the longer side, in pixels
+LONGEST, SHORTEST = 224, 80  # of the longer side, in pixels
 _BYTES_IN_ALL = 10e6
 _BYTES_PER_PIXEL = 0.3  # of a JPEG of a photograph at our quality
 

@@ -35,6 +35,9 @@ from protofast.models.protocol import PrototypeModel
 from protofast.pruning import NearestImages, nearest_images
 from protofast.scan import evaluating
 
+# How many nearest images are shown of each prototype, so that the report can still be sent around.
+_NEAREST, _NEAREST_OF_MANY, _MANY = 5, 3, 300
+
 Progress = Callable[[str, int, int], None]  # called with (what is done, images done, images in all)
 
 
@@ -44,7 +47,7 @@ def explain_run(
     splits: Splits,
     *,
     checkpoint: str,
-    nearest: int = 5,
+    nearest: int | None = None,
     samples: int = 12,
     top: int = 4,
     seed: int = 0,
@@ -62,7 +65,8 @@ def explain_run(
         run's data; ``project`` are the training images without augmentation. checkpoint: Name of
         the checkpoint the weights come from (stem of its file), written down so that the report
             can tell whether the explanations still belong to the run.
-        nearest: How many nearest training and test images are shown of each prototype.
+        nearest: How many nearest training and test images are shown of each prototype; by default 5,
+            or 3 if there are more than 300 prototypes.
         samples: How many right predictions are explained, and how many wrong ones.
         top: How many prototypes are shown per explained class.
         seed: Key of the random sample.
@@ -80,6 +84,8 @@ def explain_run(
         say; an older explanation is still there.
     """
     run_folder = Path(run_folder)
+    if nearest is None:
+        nearest = _NEAREST if model.num_prototypes <= _MANY else _NEAREST_OF_MANY
     _check(model, splits, nearest=nearest, samples=samples)
     report = progress or _silent
     with Writer(run_folder) as writer:

@@ -34,9 +34,7 @@ def short(value: float | None) -> str:
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa} {TIMES} 10^{int(exponent)}".replace("-", MINUS)
-    text = f"{value:.3g}"
-    if "e" in text:
-        text = f"{float(text):.0f}"
+    text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return text.replace("-", MINUS)
 
 

@@ -263,8 +263,8 @@ def test_what_a_killed_process_left_is_swept_away(
 
 def test_many_pictures_become_small() -> None:
     assert longest_side(10) == 224
-    assert longest_side(100_000) == 96
-    assert 96 < longest_side(1500) < 224
+    assert longest_side(100_000) == 80
+    assert 80 < longest_side(1500) < 224
 
 
 def test_progress_reaches_its_end(trained: Trained, explained: Path, tmp_path: Path) -> None:
