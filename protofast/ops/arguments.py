@@ -16,7 +16,7 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def compute_dtype(features: Tensor, prototypes: Tensor) -> torch.dtype:
-    """The dtype of an operator's computations and results: float64 if either input is, else float32."""
+    """The dtype of computations and results: float64 if either input is, else float32."""
     both = (features.dtype, prototypes.dtype)
     return torch.float64 if torch.float64 in both else torch.float32
 
@@ -28,7 +28,7 @@ def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_similarity(metric: str, similarity: str, eps: float) -> None:
-    """Raise ValueError for an unknown or meaningless pair of metric and similarity, or bad `eps`."""
+    """Raise ValueError for an unknown or meaningless metric and similarity, or a bad `eps`."""
     check_option("metric", metric, METRICS)
     check_option("similarity", similarity, SIMILARITIES)
     if metric in ("dot", "cosine") and similarity != "linear":

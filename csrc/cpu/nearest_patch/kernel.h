@@ -17,166 +17,31 @@
 //
 // What is exact. A score carries the rounding errors of the expanded form, so it only selects: the
 // winner's distance is computed again as sum (z - p)^2, in which equal vectors give exactly 0. Each
-// lane also carries its second-best distinct score. Where the two are closer than rounding allows
-// to tell, or the distance is about 0, or NaN, infinity or overflow is about, that one pair is
-// scanned again by direct differences over all locations, NaN first, then the first least one.
-// (Equal patches have equal scores, bit for bit, of which the first wins: constant maps stay fast.)
-// Before packing, each channel is centred by the prototypes' mean where that makes them smaller:
-// distances do not change, but features far from 0 keep their digits.
+// lane also carries its second-best score. Where the two are closer than rounding allows to tell,
+// or the distance is about 0, or NaN, infinity or overflow is about, that one pair is scanned again
+// by direct differences over all locations, NaN first, then the first least one. (A patch that
+// repeats an earlier one of its image takes no part, so constant maps are not scanned.) Before
+// packing, each channel is centred by the prototypes' mean where that makes them smaller: distances
+// do not change, but features far from 0 keep their digits.
 //
 // Why it is deterministic. A score depends on its patch and prototype alone, whatever block, chunk
 // or thread computes it, and always adds up in the order of d. A task owns its outputs; nothing is
 // summed across tasks. The centre depends on the prototypes alone.
 //
-// A task is a few images (kChunkNumbers in forward.h) against a run of panels: it packs the images
+// A task is a few images (kChunkBytes in forward.h) against a run of panels: it packs the images
 // into its thread's workspace, which stays in the L2 cache while the panels stream past it.
 #pragma once
 
 #include "cpu/nearest_patch/backward_kernel.h"
 #include "cpu/nearest_patch/kernels.h"
+#include "cpu/nearest_patch/packing.h"
 #include "cpu/nearest_patch/similarity.h"
 #include "cpu/pairs.h"
 #include "cpu/patches.h"
 #include "cpu/vector.h"
 
-#ifndef PROTOFAST_BLOCK_ROWS
-#error "define PROTOFAST_BLOCK_ROWS before including this file"
-#endif
-
 namespace protofast {
 namespace {
-
-constexpr int kRows = PROTOFAST_BLOCK_ROWS;  // of a block; with 2 vectors of sums per row
-template <typename T>
-constexpr int kLanes = 2 * kWidth<T>;  // prototypes of a panel
-
-inline bool is_l2(Metric metric) { return metric == Metric::kSquaredL2 || metric == Metric::kL2; }
-
-inline int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
-
-// ------------------------------------------------------------------ packing
-
-// centre[d] = mean over the finite p[d] where it is large beside their spread, else 0: there
-// subtracting it makes the numbers smaller. A NaN or infinite prototype does not disturb the
-// others.
-template <typename T>
-void find_centre(const PackedPrototypes<T>& prototypes) {
-  constexpr int64_t kStrip = 64;
-  const int64_t depth = prototypes.depth;
-  for (int64_t d0 = 0; d0 < depth; d0 += kStrip) {
-    const int64_t width = at_most(depth - d0, kStrip);
-    double sums[kStrip] = {}, squares[kStrip] = {}, counts[kStrip] = {};
-    for (int64_t p = 0; p < prototypes.count; ++p) {
-      const T* row = prototypes.rows + p * depth + d0;
-      for (int64_t d = 0; d < width; ++d) {
-        const double value = row[d];
-        const bool finite = value - value == 0;
-        sums[d] += finite ? value : 0.0;
-        squares[d] += finite ? value * value : 0.0;
-        counts[d] += finite ? 1.0 : 0.0;
-      }
-    }
-    for (int64_t d = 0; d < width; ++d) {
-      const double mean = sums[d] / counts[d];  // NaN without any, which the comparison refuses
-      const bool large = is_l2(prototypes.metric) && squares[d] < 2.0 * mean * sums[d];
-      prototypes.centre[d0 + d] = large ? static_cast<T>(mean) : T(0);
-    }
-  }
-}
-
-// Squared norms of the `width` columns of packed [D, width]. They add up exactly as multiply_block
-// does, so a patch equal to a prototype scores exactly |p|^2 / 2.
-template <typename T, int width>
-inline void column_norms(const T* packed, int64_t depth, T* norms) {
-  constexpr int kVectors = (width + kWidth<T> - 1) / kWidth<T>;
-  static_assert(kVectors * kWidth < T > -width <= kBlockSlack);  // the last load reads beyond
-  Vector<T> sums[kVectors] = {};
-  for (int64_t d = 0; d < depth; ++d) {
-    for (int v = 0; v < kVectors; ++v) {
-      const Vector<T> x = load(packed + d * width + v * kWidth<T>);
-      sums[v] += x * x;
-    }
-  }
-  for (int c = 0; c < width; ++c) norms[c] = sums[c / kWidth<T>][c % kWidth<T>];
-}
-
-template <typename T>
-void pack_panel(const PackedPrototypes<T>& prototypes, int64_t panel) {
-  const int64_t depth = prototypes.depth, first = panel * kLanes<T>;
-  T* packed = prototypes.panels + panel * depth * kLanes<T>;
-  const int64_t used = at_most(prototypes.count - first, kLanes<T>);
-  for (int64_t lane = 0; lane < used; ++lane) {
-    const T* row = prototypes.rows + (first + lane) * depth;
-    for (int64_t d = 0; d < depth; ++d)
-      packed[d * kLanes<T> + lane] = row[d] - prototypes.centre[d];
-  }
-  for (int64_t lane = used; lane < kLanes<T>; ++lane) {
-    for (int64_t d = 0; d < depth; ++d) packed[d * kLanes<T> + lane] = 0;
-  }
-  T* norms = prototypes.norms + first;
-  column_norms<T, kLanes<T>>(packed, depth, norms);
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
-    if (!(norms[lane] <= Limits<T>::kLargestNorm)) norms[lane] = Limits<T>::kNan;
-    if (!is_l2(prototypes.metric)) norms[lane] = static_cast<T>(__builtin_sqrt(norms[lane]));
-  }
-}
-
-template <typename T>
-inline T* block_of_row(const PackedImages<T>& images, int64_t row, int64_t depth) {
-  return images.blocks + row / kRows * kRows * depth + row % kRows;
-}
-
-// The term of each row's score, from its squared norm, and the largest norm of each image.
-template <typename T>
-inline void find_terms(const PackedImages<T>& images, Metric metric) {
-  for (int64_t n = 0; n < images.count; ++n) {
-    T largest = 0;
-    bool usable = true;
-    for (int64_t l = 0; l < images.locations; ++l) {
-      T& term = images.terms[n * images.locations + l];
-      const T squared = term;
-      largest = squared > largest ? squared : largest;
-      usable = usable && squared <= Limits<T>::kLargestNorm;
-      if (is_l2(metric)) term = squared / 2;
-      if (metric == Metric::kCosine) {
-        usable = usable && (squared == 0 || squared >= Limits<T>::kSmallestNorm);
-        term = squared == 0 ? T(0) : static_cast<T>(1.0 / __builtin_sqrt(squared));
-      }
-    }
-    images.largest[n] = usable ? static_cast<T>(__builtin_sqrt(largest)) : Limits<T>::kNan;
-  }
-}
-
-template <typename T>
-void pack_images(
-    const PackedPrototypes<T>& prototypes,
-    const FeatureMap& features,
-    int64_t first_image,
-    const PackedImages<T>& images
-) {
-  const int64_t depth = prototypes.depth, locations = images.locations;
-  const int64_t rows = images.count * locations;
-  for (int64_t n = 0; n < images.count; ++n) {
-    T* storage = images.storage + n * locations * depth;
-    const PatchRows<T> patches = read_patches(features, first_image + n, storage);
-    images.patches[n] = patches;
-    for (int64_t l = 0; l < locations; ++l) {
-      T* target = block_of_row(images, n * locations + l, depth);
-      const T* patch = patches.rows + l * patches.stride;
-      for (int64_t d = 0; d < depth; ++d) target[d * kRows] = patch[d] - prototypes.centre[d];
-    }
-  }
-  const int64_t blocks = (rows + kRows - 1) / kRows;
-  for (int64_t row = rows; row < blocks * kRows; ++row) {
-    T* target = block_of_row(images, row, depth);
-    for (int64_t d = 0; d < depth; ++d) target[d * kRows] = 0;
-  }
-  for (int64_t i = 0; i < kBlockSlack; ++i) images.blocks[blocks * kRows * depth + i] = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    column_norms<T, kRows>(images.blocks + b * kRows * depth, depth, images.terms + b * kRows);
-  }
-  find_terms(images, prototypes.metric);
-}
 
 // ------------------------------------------------------------------ scores
 
@@ -203,7 +68,7 @@ inline void multiply_block(const T* block, const T* panel, int64_t depth, T* sco
   }
 }
 
-// The best two distinct scores of one image so far, for each lane of a panel.
+// The best two scores of one image so far, for each lane of a panel.
 template <typename T>
 struct Running {
   Vector<T> best[2];
@@ -224,12 +89,11 @@ template <Metric metric, typename T>
 inline void take_row(Running<T>& running, const T* scores, T term, int64_t location) {
   const Integers<T> here = Integers<T>{} + static_cast<typename Limits<T>::Integer>(location);
   for (int v = 0; v < 2; ++v) {
-    Vector<T> score = load(scores + v * kWidth<T>);
-    if constexpr (metric == Metric::kSquaredL2) score -= term;
-    if constexpr (metric == Metric::kCosine) score *= term;
+    const Vector<T> product = load(scores + v * kWidth<T>);
+    const Vector<T> score = metric == Metric::kCosine ? product * term : product - term;
     const Vector<T> best = running.best[v], second = running.second[v];
-    const Vector<T> runner_up = score > second ? score : second;
-    running.second[v] = score > best ? best : (score < best ? runner_up : second);
+    const Vector<T> lesser = best < score ? best : score;  // NaN if the score is
+    running.second[v] = lesser > second ? lesser : second;
     running.location[v] = score > best ? here : running.location[v];
     running.best[v] = score > best ? score : best;
   }

@@ -38,8 +38,8 @@ struct PackedImages {
   PatchRows<T>* patches;  // [count], where each image's patches lie as given
   T* storage;             // [count, L, D], for the patches that cannot be used in place
   T* blocks;              // [ceil(count * L / block_rows), D, block_rows], and kBlockSlack numbers
-  T* terms;               // [count * L, rounded up to blocks], a number per row for its score
-  T* largest;             // [count], largest |z| in the image; NaN: its scores cannot be trusted
+  T* terms;    // [count * L, rounded up to blocks], a number per row for its score; NaN: no part
+  T* largest;  // [count], largest |z| in the image; NaN: its scores cannot be trusted
 };
 
 constexpr int64_t kBlockSlack = 16;

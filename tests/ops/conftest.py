@@ -1,0 +1,56 @@
+"""The implementations that the operators' tests run on: every instruction set, CUDA, the reference.
+
+What this machine or this installation lacks is skipped by name. PROTOFAST_REQUIRE_BUILD=1 turns the
+skips of a package without compiled kernels into failures, PROTOFAST_REQUIRE_CUDA=1 those without a
+GPU.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+with warnings.catch_warnings():  # the pure-PyTorch package says on import that it is one
+    warnings.simplefilter("ignore")
+    import protofast.ops  # noqa: F401
+
+from implementations import CompiledCpu, Cuda, Implementation, Reference
+
+from protofast import _build
+
+NAMES = ("reference", "avx512", "avx2", "portable", "cuda")
+
+
+def _missing(reason: str, variable: str) -> None:
+    if os.environ.get(variable) == "1":
+        pytest.fail(f"{variable}=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def implementation(request: pytest.FixtureRequest) -> Implementation:
+    """One way to compute the operators; the test runs once for each."""
+    name: str = request.param
+    if name == "reference":
+        return Reference()
+    if name == "cuda":
+        if not torch.cuda.is_available() or "cuda" not in _build.loaded_libraries():
+            _missing("no GPU, or protofast's CUDA kernels are not built", "PROTOFAST_REQUIRE_CUDA")
+        return Cuda()
+    if "cpu" not in _build.loaded_libraries():
+        _missing("protofast's CPU kernels are not built", "PROTOFAST_REQUIRE_BUILD")
+    cpu = CompiledCpu(name)
+    if not cpu.is_supported():
+        pytest.skip(f"this machine has no {name}")
+    return cpu
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Restores the number of torch's threads after a test that changes it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,139 @@
+"""The operators as the tests call them, once for each way of computing them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protofast.ops import NearestPatch, reference
+
+EPS = 1e-4
+
+
+class Implementation:
+    """One way to compute the operators, on tensors of its device.
+
+    distance_tolerance: allowed |d - d*| / d* of float32 results at the location found.
+    similarity_tolerance: allowed |s - s*|.
+    """
+
+    name = ""
+    device = torch.device("cpu")
+    distance_tolerance = 1e-6
+    similarity_tolerance = 1e-6
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While this holds, `torch.ops.protofast` on `device` is this implementation."""
+        yield
+
+    def nearest_patch(
+        self,
+        features: Tensor,
+        prototypes: Tensor,
+        metric: str = "squared_l2",
+        similarity: str = "log",
+        eps: float = EPS,
+    ) -> NearestPatch:
+        with self.active():
+            return NearestPatch(
+                *torch.ops.protofast.nearest_patch(
+                    features, prototypes, metric, similarity, eps, "float32", "auto"
+                )
+            )
+
+    def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        with self.active():
+            result: tuple[Tensor, Tensor] = torch.ops.protofast.nearest_patch_backward(*arguments)
+        return result
+
+    def distance_map(
+        self,
+        features: Tensor,
+        prototypes: Tensor,
+        index: Tensor | None = None,
+        metric: str = "squared_l2",
+    ) -> Tensor:
+        with self.active():
+            result: Tensor = torch.ops.protofast.distance_map(features, prototypes, index, metric)
+        return result
+
+    def distance_map_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        with self.active():
+            result: tuple[Tensor, Tensor] = torch.ops.protofast.distance_map_backward(*arguments)
+        return result
+
+
+class CompiledCpu(Implementation):
+    """The compiled kernels for one instruction set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        before = os.environ.get("PROTOFAST_CPU")
+        os.environ["PROTOFAST_CPU"] = self.name
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["PROTOFAST_CPU"]
+            else:
+                os.environ["PROTOFAST_CPU"] = before
+
+    def is_supported(self) -> bool:
+        with self.active():
+            try:
+                torch.ops.protofast.cpu_isa()
+            except RuntimeError:
+                return False
+        return True
+
+
+class Cuda(Implementation):
+    """The compiled kernels for GPUs, at their default settings."""
+
+    name = "cuda"
+    device = torch.device("cuda")
+    distance_tolerance = 1e-4
+    similarity_tolerance = 5e-5
+
+
+class Reference(Implementation):
+    """Plain PyTorch, on the CPU."""
+
+    name = "reference"
+
+    def nearest_patch(
+        self,
+        features: Tensor,
+        prototypes: Tensor,
+        metric: str = "squared_l2",
+        similarity: str = "log",
+        eps: float = EPS,
+    ) -> NearestPatch:
+        return NearestPatch(*reference.nearest_patch(features, prototypes, metric, similarity, eps))
+
+    def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *rest, need_features, need_prototypes = arguments
+        grad_features, grad_prototypes = reference.nearest_patch_backward(*rest)
+        return (
+            grad_features if need_features else grad_features.new_empty(0),
+            grad_prototypes if need_prototypes else grad_prototypes.new_empty(0),
+        )
+
+    def distance_map(
+        self,
+        features: Tensor,
+        prototypes: Tensor,
+        index: Tensor | None = None,
+        metric: str = "squared_l2",
+    ) -> Tensor:
+        return reference.distance_map(features, prototypes, index, metric)
+
+    def distance_map_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return reference.distance_map_backward(*arguments)
