@@ -87,7 +87,15 @@ def explain_and_report(
     """Explain a checkpoint's prototypes and a sample of predictions, then write the report."""
     name, loaded = load(folder, checkpoint, device)
     with progress_bar() as report:
-        explain_run(folder.path, loaded.model, data, checkpoint=name, progress=report, **options)
+        explain_run(
+            folder.path,
+            loaded.model,
+            data,
+            checkpoint=name,
+            prototypes=folder.read(name)[2]["prototypes"],
+            progress=report,
+            **options,
+        )
     return build_report(folder.path)
 
 
