@@ -47,6 +47,14 @@ class Page:
         return sorted({(view.class_index, view.class_name) for view in self.prototypes})
 
     @property
+    def bare_classes(self) -> list[str]:
+        """Classes that have no prototype (any more); empty where prototypes have no class."""
+        having = {view.class_index for view in self.prototypes}
+        if not having or having == {-1}:
+            return []
+        return [name for index, name in enumerate(self.classes) if index not in having]
+
+    @property
     def example(self) -> PredictionView | None:
         """The prediction that opens the page: a right one whose first step can be pictured."""
         usable = [view for view in self.predictions if view.right and _shows_source(view)] or [
