@@ -36,9 +36,11 @@ class CMakeBuild(build_ext):
         try:
             subprocess.run([*configure(build_folder, version), *optional_settings()], check=True)
             subprocess.run([find("cmake"), "--build", build_folder, *self._jobs()], check=True)
-            remove_built_files(self._package)
-            install = [find("cmake"), "--install", build_folder, "--prefix", self._package]
+            staged = build_folder / "staged"
+            remove_built_files(staged)
+            install = [find("cmake"), "--install", build_folder, "--prefix", staged]
             subprocess.run(install, check=True)
+            replace_built_files(staged, self._package)
         except subprocess.CalledProcessError as failure:
             sys.exit(
                 f"protofast: {Path(failure.cmd[0]).name} failed; its messages above say why. "
@@ -102,6 +104,19 @@ def built_files(package: Path) -> list[Path]:
 def remove_built_files(package: Path) -> None:
     for path in built_files(package):
         path.unlink()
+
+
+def replace_built_files(staged: Path, package: Path) -> None:
+    """Each file at once: a Python that uses the old one goes on, and none sees half a file."""
+    new = built_files(staged)
+    for path in built_files(package):
+        if path.name not in {file.name for file in new}:
+            path.unlink()
+    package.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        partial = package / f".{path.name}.partial"
+        shutil.copy2(path, partial)
+        partial.replace(package / path.name)
 
 
 if switch("PROTOFAST_BUILD") == "0":
