@@ -1,7 +1,8 @@
 """Figures for papers and slides: one explained image, one prototype; PNG, SVG or PDF.
 
 They are drawn without pyplot, so no window, no global figure and no setting of the caller is
-touched, and nothing has to be closed.
+touched, and nothing has to be closed. matplotlib is imported when something is drawn: it takes a
+second, and explanations in numbers do not need it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from protofast.errors import RunFolderError, SettingsError
@@ -222,6 +219,9 @@ class _Canvas:
     """A figure measured in inches from its top left corner."""
 
     def __init__(self, width: float, height: float) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width, height), facecolor="white")
         FigureCanvasAgg(self.figure)
@@ -272,6 +272,8 @@ class _Canvas:
         centred: bool = False,
     ) -> None:
         """Pixels with the coordinates of an image of ``size`` (S, T), with a box or a heat map."""
+        from matplotlib.patches import Rectangle
+
         height, width = size
         wide, high = side * width / max(size), side * height / max(size)
         if centred:
@@ -326,6 +328,8 @@ class _Canvas:
 @contextmanager
 def _drawing(width: float, height: float) -> Iterator[_Canvas]:
     """A canvas, with our own settings in place of the caller's for the moment."""
+    import matplotlib
+
     defaults: Any = matplotlib.rcParamsDefault  # its type names every key, and differs by version
     settings: Any = {**defaults, **_STYLE, "backend": "agg"}
     with matplotlib.rc_context(settings):

@@ -98,10 +98,14 @@ class ClassExplanation:
 class Explanation:
     """Why a model decided as it did on one image.
 
-    Attributes: image: [channels, S, T], as given. logits: [C] float32 on the CPU. predicted: The
-        class with the largest logit. label: The true class where it is known. classes: The classes
-        explained, the predicted one first. activated: The prototypes with the largest similarities,
-        whatever their class, largest first.
+    Attributes:
+        image: [channels, S, T], as given.
+        logits: [C] float32 on the CPU.
+        predicted: The class with the largest logit.
+        label: The true class where it is known.
+        classes: The classes explained, the predicted one first.
+        activated: The prototypes with the largest similarities, whatever their class, largest
+            first.
     """
 
     image: Tensor
@@ -122,11 +126,13 @@ def explain_image(
 ) -> Explanation:
     """Explains the model's decision on one image.
 
-    Args: model: Any prototype model; it is put into evaluation mode for the moment. image:
-        [channels, S, T], uint8 or floating point in [0, 1]. top: How many prototypes are shown per
-        class, and how many of the most similar ones. classes: How many classes are explained,
-        largest logit first. label: The true class if it is known. It is explained too, in place of
-        the last one if need be.
+    Args:
+        model: Any prototype model; it is put into evaluation mode for the moment.
+        image: [channels, S, T], uint8 or floating point in [0, 1].
+        top: How many prototypes are shown per class, and how many of the most similar ones.
+        classes: How many classes are explained, largest logit first.
+        label: The true class if it is known. It is explained too, in place of the last one if
+            need be.
 
     Returns:
         The explanation; boxes and heat maps are in pixels of ``image``.

@@ -23,8 +23,10 @@ _PAIRS_AT_ONCE = 256
 class TrainingFacts:
     """How the prototypes share the training images of their class; tensors [P] on the CPU.
 
-    Attributes: wins: For how many of them the prototype is the most similar one of its class (the
-        first, if several tie). of: How many there are.
+    Attributes:
+        wins: For how many of them the prototype is the most similar one of its class (the first,
+            if several tie).
+        of: How many there are.
     """
 
     wins: Tensor

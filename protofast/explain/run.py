@@ -61,12 +61,14 @@ def explain_run(
     few images that are shown once more. An older explanation is replaced only when the new one is
     complete.
 
-    Args: run_folder: The run folder. model: The model with the weights to explain. splits: The
-        run's data; ``project`` are the training images without augmentation. checkpoint: Name of
-        the checkpoint the weights come from (stem of its file), written down so that the report
-            can tell whether the explanations still belong to the run.
-        nearest: How many nearest training and test images are shown of each prototype; by default 5,
-            or 3 if there are more than 300 prototypes.
+    Args:
+        run_folder: The run folder.
+        model: The model with the weights to explain.
+        splits: The run's data; ``project`` are the training images without augmentation.
+        checkpoint: Name of the checkpoint the weights come from (stem of its file), written down
+            so that the report can tell whether the explanations still belong to the run.
+        nearest: How many nearest training and test images are shown of each prototype; by default
+            5, or 3 if there are more than 300 prototypes.
         samples: How many right predictions are explained, and how many wrong ones.
         top: How many prototypes are shown per explained class.
         seed: Key of the random sample.
@@ -79,9 +81,11 @@ def explain_run(
     Returns:
         The folder.
 
-    Raises: RunFolderError: The run folder is missing, or its projection belongs to other prototypes
-        or data. DataError: An image cannot be read, or a set is empty. OSError: The disk is full,
-        say; an older explanation is still there.
+    Raises:
+        RunFolderError: The run folder is missing, or its projection belongs to other prototypes or
+            other images.
+        DataError: An image cannot be read, or a set is empty.
+        OSError: The disk is full, say; an older explanation is still there.
     """
     run_folder = Path(run_folder)
     if nearest is None:

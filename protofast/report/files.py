@@ -27,13 +27,17 @@ _EXPLANATIONS_FORMAT = 1
 class RunFiles:
     """What a run folder holds.
 
-    Attributes: folder: The run folder. settings: ``settings.toml``. environment: The latest start
-        in ``environment.json``. metrics: The lines of ``metrics.jsonl``. prototypes: The rows of
-        ``prototypes/prototypes.json``. evaluation: ``evaluation/metrics.json``. confusion: [C][C]
-        images by (true class, predicted class), with the class names; from
-        ``evaluation/confusion.csv``. explanations: ``explanations/summary.json``. checkpoints:
-        {"latest": name, "best": name}, as far as they exist. problems: One sentence for everything
-        that is there but cannot be used.
+    Attributes:
+        folder: The run folder.
+        settings: ``settings.toml``.
+        environment: The latest start in ``environment.json``.
+        metrics: The lines of ``metrics.jsonl``.
+        prototypes: The rows of ``prototypes/prototypes.json``.
+        evaluation: ``evaluation/metrics.json``.
+        confusion: ``evaluation/confusion.csv``.
+        explanations: ``explanations/summary.json``.
+        checkpoints: {"latest": name, "best": name}, as far as they exist.
+        problems: One sentence for everything that is there but cannot be used.
     """
 
     folder: Path

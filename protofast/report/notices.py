@@ -103,11 +103,12 @@ def _stale(run: RunFiles, folder: str) -> Iterator[Notice]:
 
 
 def training_warnings(run: RunFiles) -> list[str]:
-    """What training warned of, the latest of each kind."""
+    """What training warned of, the latest of each kind, and when."""
     latest: dict[str, str] = {}
     for row in run.metrics:
         if row.get("kind") == "warning" and row.get("message"):
             what = str(row.get("what") or row["message"])
             latest.pop(what, None)
-            latest[what] = words.name(row["message"])[:_LONGEST]
+            when = f"{words.name(row.get('stage', ''))}-{words.name(row.get('epoch', ''))}"
+            latest[what] = f"{words.shortened(words.name(row['message']), _LONGEST)} ({when})"
     return list(latest.values())

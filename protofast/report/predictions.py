@@ -21,10 +21,15 @@ class Bar:
 class Term:
     """One prototype's part in a logit.
 
-    Attributes: rank: 1 for the largest. prototype: Its number. prototype_class: Name of its class.
-        own: Whether that is the class explained. box: Where it looks on the image. heat: Data URI
-        of its heat map on the image. source: The training image that the prototype is a patch of,
-        with its box; None if it was not projected.
+    Attributes:
+        rank: 1 for the largest.
+        prototype: Its number.
+        prototype_class: Name of its class.
+        own: Whether that is the class explained.
+        box: Where it looks on the image.
+        heat: Data URI of its heat map on the image.
+        source: The training image that the prototype is a patch of; None if it was not projected.
+        source_box: The patch.
     """
 
     rank: int

@@ -57,9 +57,12 @@ class Near:
 class PrototypeView:
     """One prototype.
 
-    Attributes: picture: Its source image, or, if it was not projected, the nearest training image;
-        None without any. heat: Data URI of its heat map on the source image. search: What the
-        search box looks at, in lower case.
+    Attributes:
+        picture: Its source image, or, if it was not projected, the nearest training image; None
+            without any.
+        box: Where it looks on that picture.
+        heat: Data URI of its heat map on the source image.
+        search: What the search box looks at, in lower case.
     """
 
     number: int

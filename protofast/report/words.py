@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -65,4 +66,13 @@ def class_names(classes: Sequence[object]) -> list[str]:
     """
     plain = [name(text) for text in classes]
     pretty = [_NUMBERED.sub("", text.replace("_", " ")).strip() for text in plain]
-    return pretty if all(pretty) and len(set(pretty)) == len(pretty) else plain
+    chosen = pretty if all(pretty) and len(set(pretty)) == len(pretty) else plain
+    return [shortened(text) for text in chosen]
+
+
+def shortened(text: str, longest: int = 80) -> str:
+    """A text of at most so many characters, with its middle left out if need be."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 1]}{ELLIPSIS}{text[-end:]}"

@@ -141,3 +141,5 @@ def test_numbers_and_names_read_well() -> None:
     ]
     assert words.class_names(["1_a", "2_a"]) == ["1_a", "2_a"]  # would be the same without numbers
     assert words.class_names(["2019", "2020"]) == ["2019", "2020"]
+    assert words.shortened("a" * 300 + "z") == "a" * 53 + words.ELLIPSIS + "a" * 25 + "z"
+    assert words.shortened("short") == "short"
