@@ -3,6 +3,7 @@
 PROTOFAST_BUILD=0        installs the pure-PyTorch package: nothing is compiled
 PROTOFAST_CUDA=0|1       leaves the CUDA kernels out, or stops where they cannot be built
 PROTOFAST_CUDA_ARCHS     compute capabilities to build for, such as "80,90a,120+PTX"
+PROTOFAST_WERROR=1       compiler warnings are errors (the project's own CI)
 """
 
 import os
@@ -80,6 +81,7 @@ def configure(build_folder: Path, version: str) -> list[str | Path]:
 def optional_settings() -> list[str]:
     """What is not set is passed empty, so that no earlier build's choice is kept."""
     return [
+        f"-DPROTOFAST_WERROR={switch('PROTOFAST_WERROR') or '0'}",
         f"-DPROTOFAST_CUDA={switch('PROTOFAST_CUDA')}",
         f"-DPROTOFAST_CUDA_ARCHS={os.environ.get('PROTOFAST_CUDA_ARCHS', '').replace(';', ',')}",
     ]
