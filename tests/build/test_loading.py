@@ -1,6 +1,7 @@
 """How the package behaves with its libraries, without them, and with one that does not load."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,24 @@ def test_the_module_and_the_file_state_the_same_facts() -> None:
     module = pytest.importorskip("protofast._C")
     assert module.build_facts() == _build.facts()
     assert all(isinstance(value, bool) for value in module.cpu_features().values())
+
+
+@pytest.mark.parametrize("library", ["libprotofast_cpu.so", "libprotofast_cuda.so"])
+def test_a_library_needs_the_stable_abi_alone(library: str) -> None:
+    """No C++ symbol of torch, whose meaning changes between versions, and no CUDA driver."""
+    require_build()
+    path = PACKAGE / library
+    if not path.exists():
+        pytest.skip(f"{library} is not built")
+    symbols = subprocess.check_output(["nm", "-D", "--undefined-only", path], text=True).split()
+    of_torch = [name for name in symbols if re.match(r"_ZN?K?(3c10|2at|5torch)", name)]
+    assert of_torch == []
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in symbols)
+    header = subprocess.check_output(["objdump", "-p", path], text=True)
+    needed = {line.split()[1] for line in header.splitlines() if "NEEDED" in line}
+    assert not [name for name in needed if name.startswith(("libcuda.", "libcudart", "libc10"))]
+    assert "RPATH" not in header
+    assert "RUNPATH" not in header
 
 
 def test_without_libraries_one_warning_and_the_reference(tmp_path: Path) -> None:
