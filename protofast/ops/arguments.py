@@ -51,18 +51,22 @@ def check_tensors(features: Tensor, prototypes: Tensor) -> None:
             )
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}")
-    shapes = (
-        f"features {_shape(features)} ([N, D, H, W]) and prototypes {_shape(prototypes)} ([P, D])"
-    )
+    # The messages are put together only to be raised: torch.compile cannot print symbolic sizes.
     if features.dim() != 4 or prototypes.dim() != 2:
-        raise ValueError(f"expected features of 4 and prototypes of 2 dimensions; got {shapes}")
+        raise ValueError(
+            "expected features of 4 and prototypes of 2 dimensions; got "
+            + _shapes(features, prototypes)
+        )
     if features.shape[1] != prototypes.shape[1]:
         raise ValueError(
             f"features and prototypes must have the same depth D; got {features.shape[1]} and "
-            f"{prototypes.shape[1]}: {shapes}"
+            f"{prototypes.shape[1]}: {_shapes(features, prototypes)}"
         )
     if features.shape[1] == 0 or features.shape[2] == 0 or features.shape[3] == 0:
-        raise ValueError(f"features need at least one channel and one location; got {shapes}")
+        raise ValueError(
+            "features need at least one channel and one location; got "
+            + _shapes(features, prototypes)
+        )
     if features.device != prototypes.device:
         raise ValueError(
             f"features and prototypes must be on the same device; got {features.device} and "
@@ -89,6 +93,20 @@ def check_index(features: Tensor, index: Tensor | None) -> None:
         )
 
 
+def check_pairs(name: str, tensor: Tensor | None, features: Tensor, prototypes: Tensor) -> None:
+    """Raise ValueError unless `tensor`, if there is one, is [N, P]."""
+    if tensor is None:
+        return
+    if (
+        tensor.dim() != 2
+        or tensor.shape[0] != features.shape[0]
+        or tensor.shape[1] != prototypes.shape[0]
+    ):
+        raise ValueError(
+            f"{name} must be [N, P]; got {_shape(tensor)} for {_shapes(features, prototypes)}"
+        )
+
+
 def check_range(name: str, values: Tensor, limit: int) -> None:
     """Raise IndexError unless all `values` lie in [0, limit).
 
@@ -100,6 +118,12 @@ def check_range(name: str, values: Tensor, limit: int) -> None:
     if least < 0 or largest >= limit:
         wrong = least if least < 0 else largest
         raise IndexError(f"{name} must lie in [0, {limit}); got {wrong}")
+
+
+def _shapes(features: Tensor, prototypes: Tensor) -> str:
+    return (
+        f"features {_shape(features)} ([N, D, H, W]) and prototypes {_shape(prototypes)} ([P, D])"
+    )
 
 
 def _shape(tensor: Tensor) -> str:

@@ -85,7 +85,8 @@ def mean_distance(features: Tensor, prototypes: Tensor) -> Tensor:
     features, prototypes = unfold_windows(features, prototypes)
     _check(features, prototypes, None, "squared_l2")
     features = features.to(compute_dtype(features, prototypes))
-    centre = features.mean(dim=(2, 3), keepdim=True)  # [N, D, 1, 1]
+    first = features[:, :, :1, :1]  # what the mean is taken from keeps the mean of equals exact
+    centre = first + (features - first).mean(dim=(2, 3), keepdim=True)  # [N, D, 1, 1]
     spread = (features - centre).square().sum(dim=1).mean(dim=(1, 2))  # [N]
     return distance_map(centre, prototypes).flatten(1) + spread.unsqueeze(1)
 

@@ -10,6 +10,7 @@ from protofast.ops.arguments import (
     PRECISIONS,
     REFINEMENTS,
     check_option,
+    check_pairs,
     check_similarity,
     check_tensors,
     compute_dtype,
@@ -136,6 +137,13 @@ def _reference_backward(
     need_features: bool,
     need_prototypes: bool,
 ) -> tuple[Tensor, Tensor]:
+    for name, tensor in (
+        ("grad_activations", grad_activations),
+        ("grad_distances", grad_distances),
+        ("distances", distances),
+        ("locations", locations),
+    ):
+        check_pairs(name, tensor, features, prototypes)
     grad_features, grad_prototypes = reference.nearest_patch_backward(
         grad_activations,
         grad_distances,

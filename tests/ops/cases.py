@@ -66,8 +66,8 @@ def random_problem(
 
 
 def put_patches_into_prototypes(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """Project: prototype p := patch p of image p (cyclically). Returns which images and locations."""
-    n, d, h, w = features.shape
+    """Set prototype p to patch 3p of image p (cyclically); returns which images and locations."""
+    n, _, h, w = features.shape
     index = torch.arange(len(prototypes), device=features.device)
     images, locations = index % n, (3 * index) % (h * w)
     patches = features.flatten(2)[images, :, locations]  # [P, D]
