@@ -1,7 +1,8 @@
 """What can go wrong for a user, as exceptions whose text is one plain line.
 
-Each message says what was expected, what came and what to do about it. The command line prints the message alone and exits
-with a non-zero code; everything else that is raised (``ValueError``, ``TypeError``) is a misuse of the Python interface.
+Each message says what was expected, what came and what to do about it. The command line prints the
+message alone and exits with a non-zero code; everything else that is raised (``ValueError``,
+``TypeError``) is a misuse of the Python interface.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ class ProtofastError(Exception):
 
 
 class DataError(ProtofastError):
-    """An image, a data folder or one of its index files is missing, damaged or not what it should be."""
+    """An image, a data folder or one of its index files is missing, damaged or of another kind."""
 
 
 class SettingsError(ProtofastError):

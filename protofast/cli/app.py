@@ -1,15 +1,26 @@
 """The typer application: its commands, and how errors become one line and an exit code."""
 
-import errno
+import contextlib
 import functools
+import inspect
 import os
-from collections.abc import Callable
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 
 import typer
 
 from protofast.cli import demo, evaluate, explain, info, refine, train
-from protofast.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, console, print_error
-from protofast.errors import ProtofastError
+from protofast.cli.console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    console,
+    print_error,
+    print_warning,
+)
+from protofast.cli.errors import exit_code, is_expected, one_line
 
 app = typer.Typer(
     name="protofast",
@@ -17,43 +28,80 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (runs can be resumed).",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. "
+    "PROTOFAST_TRACEBACK=1 shows where an error comes from.",
 )
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     """The command, whose errors are one line on standard error and an exit code, never a traceback.
 
-    PROTOFAST_TRACEBACK=1 prints the traceback as well.
+    PROTOFAST_TRACEBACK=1 prints the traceback as well. SIGTERM acts like Ctrl-C.
     """
 
     @functools.wraps(command)
     def run(*args: object, **options: object) -> None:
         try:
-            code = command(*args, **options)
+            with _terminated_like_interrupted(), _plain_warnings():
+                code = command(*args, **options)
         except KeyboardInterrupt:
             print_error("interrupted")
             code = EXIT_INTERRUPTED
-        except (ProtofastError, OSError, ImportError) as error:
+        except BrokenPipeError:
+            _close_standard_output()  # whoever read it has seen enough
+            code = EXIT_FAILED
+        except Exception as error:
+            if not is_expected(error):
+                raise
             if os.environ.get("PROTOFAST_TRACEBACK") == "1":
                 console(stderr=True).print_exception()
             print_error(one_line(error))
-            code = EXIT_FAILED
+            code = exit_code(error)
         if code:
             raise typer.Exit(code)
 
     return run
 
 
-def one_line(error: Exception) -> str:
-    """The error as one line: what went wrong, with which file, and for a full disk what to do."""
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        line = f"{place}{error.strerror}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            line += "; free some space and run the command again, what was written before is kept"
-        return line
-    return " ".join(str(error).split()) or type(error).__name__
+def help_text(command: Callable[..., object]) -> str:
+    """The docstring with every paragraph on one line, to be folded at the terminal's width.
+
+    Lines that are indented, such as those of examples, stay lines of their own.
+    """
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(
+        paragraph if "\n  " in paragraph else " ".join(paragraph.split())
+        for paragraph in paragraphs
+    )
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without the line of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print_warning(
+            " ".join(str(message).split())
+        )
+        yield
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, so that half-written files are taken away as on Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _close_standard_output() -> None:
+    """Lets Python end without a complaint about the text it could not write."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 for _command in (
@@ -66,4 +114,4 @@ for _command in (
     explain.report,
     info.info,
 ):
-    app.command()(guarded(_command))
+    app.command(help=help_text(_command))(guarded(_command))

@@ -1,9 +1,7 @@
 """`protofast evaluate`."""
 
-from protofast.cli.console import print_note
-from protofast.cli.finish import evaluate_run, read_data
+from protofast.cli.console import print_path
 from protofast.cli.options import Checkpoint, Device, Run, Threads, choose_device
-from protofast.training import RunFolder
 
 
 def evaluate(
@@ -14,11 +12,16 @@ def evaluate(
 ) -> None:
     """Test a run: accuracy, balanced accuracy, AUROC, confusion matrix, per-class table.
 
-    Writes RUN/evaluation/: metrics.json, confusion.csv, per_class.csv and predictions.csv.
+    Writes RUN/evaluation/: metrics.json, confusion.csv, per_class.csv and predictions.csv. Reads
+    the test images only.
+
+    Examples:
+      protofast evaluate runs/cub
+      protofast evaluate runs/cub --checkpoint latest --device cpu
     """
+    from protofast.cli.runs import evaluate_run, open_run, read_test_images
+
     chosen = choose_device(device, threads)
-    folder = RunFolder.open(run)
-    folder.resolve(checkpoint)  # before the images are read
-    data = read_data(folder.settings)
-    evaluate_run(folder, checkpoint, data, chosen)
-    print_note(f"written to {folder.path / 'evaluation'}")
+    folder = open_run(run, checkpoint)
+    evaluate_run(folder, checkpoint, read_test_images(folder), chosen)
+    print_path("written to", folder.path / "evaluation")

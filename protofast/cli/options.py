@@ -1,55 +1,87 @@
-"""Options that several commands share."""
+"""Options that several commands share.
+
+PyTorch and what builds on it take seconds to import, so the modules of the commands import them
+inside their functions: `protofast --help` must not wait for them.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
 from protofast.errors import SettingsError
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run, as `protofast train` makes it.")]
+if TYPE_CHECKING:
+    import torch
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, as `protofast train` makes it.")
+]
 Device = Annotated[
     str,
-    typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.", rich_help_panel="Machine"),
+    typer.Option(
+        metavar="DEVICE",
+        help="Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N.",
+        rich_help_panel="Machine",
+    ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
+        metavar="N",
         min=1,
         help="Number of CPU threads; by default all cores. Results on the CPU can be compared "
         "bit for bit at the same number only.",
         rich_help_panel="Machine",
     ),
 ]
-Checkpoint = Annotated[
-    str, typer.Option(help="Which checkpoint: best, latest, or a name as in checkpoints/.")
+_CHECKPOINT_HELP = "Which checkpoint: best, latest, or a name as in checkpoints/."
+Checkpoint = Annotated[str, typer.Option(metavar="NAME", help=_CHECKPOINT_HELP)]
+Epochs = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Epochs that the last layer learns afterwards.")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one setting, e.g. --set training.batch_size=32; may be repeated.",
+        help="Override one setting, e.g. --set training.batch_size=32; may be repeated. "
+        "KEY= with nothing after it goes back to the default.",
     ),
 ]
 
 
-def choose_device(device: str, threads: int | None) -> torch.device:
-    """Set the number of threads and check that the device can be had."""
+def choose_device(device: str, threads: int | None, *, auto: str = "auto") -> torch.device:
+    """Set the number of threads and check that the device can be had.
+
+    Args:
+        device: What --device says.
+        threads: What --threads says.
+        auto: What auto stands for: auto, cpu or cuda.
+    """
+    import torch
+
     if threads is not None:
         torch.set_num_threads(threads)
+    asked = "--device"
+    if device == "auto":
+        asked, device = "training.accelerator", auto
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise SettingsError(
-            f"--device must be auto, cpu, cuda or cuda:N; got {device!r}"
-        ) from error
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise SettingsError(f"{asked} must be auto, cpu, cuda or cuda:N; got {device!r}")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(
-            f"--device {device} asks for a GPU, but this PyTorch ({torch.__version__}) finds none; "
+            f"{asked} {device} asks for a GPU, but this PyTorch ({torch.__version__}) finds none; "
             "use --device cpu, or run `protofast info` to see what is there"
         )
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise SettingsError(f"{asked} {device}: the GPUs here are cuda:0 to cuda:{last}")
     return chosen

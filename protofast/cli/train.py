@@ -1,33 +1,49 @@
 """`protofast train`."""
 
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
 
-import torch
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from protofast.cli.console import EXIT_INTERRUPTED, print_note
-from protofast.cli.finish import finish_run, read_data
 from protofast.cli.options import Device, Overrides, Threads, choose_device
 from protofast.errors import SettingsError
-from protofast.training import RunFolder, Settings, for_terminal, load_settings, recipes
-from protofast.training import train as run_training
+
+if TYPE_CHECKING:
+    from protofast.training import Settings
+
+# As protofast.training.recipes() does, but without importing PyTorch for `--help`.
+RECIPES = sorted(
+    entry.name.removesuffix(".toml")
+    for entry in (files("protofast") / "training" / "recipes").iterdir()
+    if entry.name.endswith(".toml")
+)
 
 Recipe = Annotated[
     str | None,
     typer.Argument(
-        help=f"A recipe ({', '.join(recipes())}) or a TOML file of your own; not with --resume."
+        metavar="RECIPE",
+        help=f"A recipe ({', '.join(RECIPES)}) or a TOML file of your own; not with --resume.",
     ),
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
+        metavar="FOLDER",
         help="Folder of the images: CUB-200-2011 or Stanford Cars in their own layouts, or one "
-        "folder per class. The layout is recognised."
+        "folder per class. The layout is recognised.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="The run folder to make; by default runs/<recipe>.")]
-Resume = Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="The run folder to make; by default runs/<recipe>."),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Go on with the interrupted run in this folder."),
+]
 AllowChanges = Annotated[
     bool,
     typer.Option(
@@ -57,24 +73,27 @@ def train(
 ) -> int:
     """Train a network by a recipe: warm, joint, projection, last layer.
 
-    Ctrl-C ends it at the next batch and leaves a run that `--resume` takes up, bit for bit as if it
-    had never stopped.
+    Ctrl-C ends it at the next batch and leaves a run that --resume takes up, bit for bit as if it
+    had never stopped. With --resume, a finished run is evaluated, explained and reported anew.
 
     Examples:
       protofast train paper --data CUB_200_2011 --out runs/cub
-
-      protofast train paper --data my_images --set model.backbone=resnet18 --set training.seed=1
-
+      protofast train paper --data my_images --set model.backbone=resnet18
       protofast train --resume runs/cub
     """
-    chosen = choose_device(device, threads)
+    from protofast.cli.runs import train_and_report
+
     if resume is not None:
         settings, folder = _resumed(recipe, data, out, resume, overrides), resume
     elif recipe is None:
         raise SettingsError(
-            f"which recipe? Give one of {', '.join(recipes())}, a TOML file, or --resume RUN"
+            f"which recipe? Give one of {', '.join(RECIPES)}, a TOML file, or --resume RUN"
         )
+    elif allow_changes:
+        raise SettingsError("--allow-changes goes with --resume RUN only")
     else:
+        from protofast.training import load_settings
+
         settings = load_settings(recipe, [*data_overrides(data), *(overrides or [])])
         folder = out or Path("runs") / Path(recipe).stem
     return train_and_report(
@@ -83,55 +102,32 @@ def train(
         resume=resume is not None,
         allow_changes=allow_changes,
         report=report,
-        device=chosen,
+        device=choose_device(device, threads, auto=settings.training.accelerator),
     )
-
-
-def train_and_report(
-    settings: Settings,
-    folder: Path,
-    *,
-    resume: bool,
-    allow_changes: bool = False,
-    report: bool = True,
-    device: torch.device,
-) -> int:
-    """Train, then evaluate, explain and report; the exit code."""
-    if not resume:
-        RunFolder.check_free(folder)  # before the images are read, which may take a while
-    data = read_data(settings)
-    result = run_training(
-        settings,
-        folder,
-        resume=resume,
-        allow_changes=allow_changes,
-        device=device,
-        progress=for_terminal(),
-        data=data,
-    )
-    if not result.finished:
-        print_note(
-            f"interrupted after {result.steps_done} of {result.steps} steps; go on with: "
-            f"protofast train --resume {folder}"
-        )
-        return EXIT_INTERRUPTED
-    print_note(f"trained in {result.seconds:.0f} s; best checkpoint: {result.best}")
-    if report:
-        finish_run(result.folder, data, device)
-    return 0
 
 
 def data_overrides(data: Path | None) -> list[str]:
-    """The settings that `--data FOLDER` stands for: where the images are, and in which layout."""
+    """The settings that `--data FOLDER` stands for: where the images are, and in which layout.
+
+    What a recipe says of another kind of data is taken away.
+    """
+    from protofast.training.settings import KINDS_OF_KEY
+
     if data is None:
         return []
     if (data / "images.txt").exists() or (data / "train_test_split.txt").exists():
-        kind = ["data.kind=cub"]
-    elif any(data.glob("**/cars_meta.mat")):
-        kind = ["data.kind=cars"]
+        kind = "cub"
+    elif (data / "cars_meta.mat").exists() or (data / "devkit").is_dir():
+        kind = "cars"
     else:
-        kind = ["data.kind=folders", "data.crop="]
-    return [*kind, f"data.root={data}"]
+        kind = "folders"
+    foreign = [key for key, kinds in KINDS_OF_KEY.items() if kind not in kinds]
+    # Absolute, so that the run can be evaluated and resumed from any working directory.
+    return [
+        f"data.kind={kind}",
+        *(f"data.{key}=" for key in foreign),
+        f"data.root={data.absolute()}",
+    ]
 
 
 def _resumed(
@@ -141,9 +137,12 @@ def _resumed(
     resume: Path,
     overrides: list[str] | None,
 ) -> Settings:
+    from protofast.training import RunFolder, load_settings
+
     if recipe is not None or data is not None or out is not None:
         raise SettingsError(
             "--resume RUN takes recipe, data and folder from the run; leave the others out"
         )
     folder = RunFolder.open(resume)
-    return load_settings(folder.path / "settings.toml", overrides or [])
+    before = folder.settings  # says so if the file is damaged
+    return load_settings(folder.path / "settings.toml", overrides) if overrides else before

@@ -66,6 +66,8 @@ def decode_image(path: str | Path, channels: int = 3) -> Tensor:
         data = file.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{file}: no such image file") from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: is a folder; give an image file") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
     if not data:

@@ -3,7 +3,7 @@
 from protofast.training.build import build_data, build_model
 from protofast.training.progress import for_terminal
 from protofast.training.refine import Refined, project_run, prune_run
-from protofast.training.run_folder import LoadedModel, RunFolder
+from protofast.training.run_folder import LoadedModel, RunFolder, check_classes
 from protofast.training.settings import Settings
 from protofast.training.settings_file import differences, load_settings, recipes
 from protofast.training.train import Result, train
@@ -16,6 +16,7 @@ __all__ = [
     "Settings",
     "build_data",
     "build_model",
+    "check_classes",
     "differences",
     "for_terminal",
     "load_settings",

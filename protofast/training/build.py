@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from protofast.data import Splits, check_leaks, open_birds, open_cars, open_cub, open_folders
 from protofast.errors import DataError, SettingsError
 from protofast.models import ProtoPNet, build_backbone
-from protofast.training.settings import DataSettings, ModelSettings
+from protofast.training.settings import DataSettings, LossSettings, ModelSettings
 
 Progress = Callable[[int, int], None]
 
@@ -76,6 +77,27 @@ def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int
         )
     except ValueError as error:
         raise SettingsError(f"model: {error}") from error
+
+
+def build_class_weights(
+    settings: LossSettings, data: Splits, device: torch.device
+) -> Tensor | None:
+    """The weights [C] of the cross entropy, or None for equal ones.
+
+    Raises:
+        SettingsError: Not one number per class.
+    """
+    wanted, classes = settings.class_weights, len(data.train.classes)
+    if wanted == "none":
+        return None
+    if wanted == "balanced":
+        counts = torch.bincount(data.train.labels, minlength=classes).clamp(min=1)
+        return (len(data.train) / (classes * counts.float())).to(device)
+    if len(wanted) != classes:
+        raise SettingsError(
+            f"training.losses.class_weights has {len(wanted)} numbers for {classes} classes"
+        )
+    return torch.tensor(wanted, dtype=torch.float32, device=device)
 
 
 def _birds(settings: DataSettings, progress: Progress | None, threads: int) -> Splits:

@@ -52,6 +52,8 @@ def record_start(folder: Path, environment: dict[str, Any]) -> list[str]:
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         starts = []
+    if not (isinstance(starts, list) and all(isinstance(start, dict) for start in starts)):
+        starts = []  # damaged
     write_atomically(path, json.dumps({"starts": [*starts, environment]}, indent=1) + "\n")
     if not starts:
         return []

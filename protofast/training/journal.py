@@ -109,7 +109,7 @@ class Journal:
 
     def _remove_old(self, wanted: set[str | None]) -> None:
         """Keeps the two newest that end a step, the newest of each stage, and the wanted ones."""
-        names = self.folder.names()
+        names = [name for name in self.folder.names() if not self.folder.is_refined(name)]
         whole = [name for name in names if not name.endswith(PARTIAL)]
         newest = {name.split("-")[0]: name for name in whole}
         keep = {*wanted, *newest.values(), *(whole if self.keep_all else whole[-2:])}

@@ -7,6 +7,8 @@ the result as a further checkpoint of the same run, which becomes its ``best``. 
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +23,14 @@ from protofast.models import ProtoPNet
 from protofast.projection import project_prototypes
 from protofast.pruning import prune_prototypes
 from protofast.training.activations import compute_activations
+from protofast.training.build import build_class_weights
 from protofast.training.prototypes_table import prototype_rows
-from protofast.training.run_folder import RunFolder, load_weights, model_tensors
+from protofast.training.run_folder import (
+    RunFolder,
+    check_classes,
+    load_weights,
+    model_tensors,
+)
 from protofast.training.settings import TrainingSettings
 
 Progress = Callable[[str, int, int], None]  # what is done, images done, images in all
@@ -38,12 +46,14 @@ class Refined:
         source: Name of the checkpoint it was made from.
         prototypes: How many there were, and are now.
         accuracy: On the test images, before and now.
+        empty_classes: Names of the classes that pruning left without prototypes.
     """
 
     checkpoint: str
     source: str
     prototypes: tuple[int, int]
     accuracy: tuple[float, float]
+    empty_classes: tuple[str, ...] = ()
 
 
 def project_run(
@@ -116,13 +126,17 @@ def prune_run(
                 f"the prototypes of this checkpoint were never projected, so there is no telling "
                 f"what they show; project them first: protofast project {folder.path}"
             )
-        pruning = prune_prototypes(
-            model,
-            refinement.batches(data.project),
-            k=k,
-            threshold=threshold,
-            progress=refinement.tick("nearest images", data.project),
-        )
+        with warnings.catch_warnings():
+            # The result names the classes.
+            warnings.filterwarnings("ignore", "class .* has lost all its prototypes", UserWarning)
+            pruning = prune_prototypes(
+                model,
+                refinement.batches(data.project),
+                k=k,
+                threshold=threshold,
+                progress=refinement.tick("nearest images", data.project),
+            )
+        refinement.empty_classes = pruning.empty_classes
         kept = [rows[number] for number in pruning.keep.tolist()]
         return [row | {"prototype": number} for number, row in enumerate(kept)]
 
@@ -140,6 +154,8 @@ class _Refinement:
         self.device = device
         self.progress = progress
         self.training: TrainingSettings = folder.settings.training
+        self.class_weights = build_class_weights(self.training.losses, data, device)
+        self.empty_classes: tuple[int, ...] = ()
 
     def batches(self, images: ImageSet) -> Batches:
         """The images in their own order, un-augmented."""
@@ -166,7 +182,9 @@ class _Refinement:
     ) -> Refined:
         """Loads, changes, trains the last layer, tests, and writes the new checkpoint."""
         with self.folder.lock():
+            self.folder.sweep()
             source, tensors, facts = self.folder.read(checkpoint)
+            check_classes(facts["classes"], self.data.train.classes)
             model = ProtoPNet.from_config(facts["model"])
             load_weights(model, tensors, source)
             model.to(self.device).eval()
@@ -175,13 +193,20 @@ class _Refinement:
             rows = change(model, facts["prototypes"])
             self._train_last_layer(model, last_layer_epochs)
             refined = Refined(
-                f"{action}-{source}",
+                self._new_name(f"{action}-{source}"),
                 source,
                 (before, model.num_prototypes),
                 (accuracy_before, self._test(model)),
+                tuple(facts["classes"][label] for label in self.empty_classes),
             )
             self._write(refined, action, model, rows, facts)
         return refined
+
+    def _new_name(self, name: str) -> str:
+        """The name, with a number if there is such a checkpoint already."""
+        taken = self.folder.names()
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
     def _write(
         self, refined: Refined, action: str, model: ProtoPNet, rows: list[Row], facts: Row
@@ -194,7 +219,11 @@ class _Refinement:
             "made_from": refined.source,
         }
         self.folder.write(refined.checkpoint, model_tensors(model), new_facts)
-        self.folder.point("best", refined.checkpoint)
+        try:
+            self.folder.point("best", refined.checkpoint)
+        except OSError:
+            self.folder.remove(refined.checkpoint)  # the disk is full: the run is as it was
+            raise
         self.folder.write_prototypes(rows)
         numbers = {
             "checkpoint": refined.checkpoint,
@@ -243,7 +272,7 @@ class _Refinement:
         """The terms of the loss that the last layer can change."""
         weights = self.training.losses
         logits = model.last_layer(activations)
-        cross_entropy = classification_loss(logits, labels)
+        cross_entropy = classification_loss(logits, labels, self.class_weights)
         l1 = last_layer_l1(model.last_layer.weight, model.prototype_class)
         return weights.cross_entropy * cross_entropy + weights.l1 * l1
 

@@ -21,14 +21,14 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from protofast.errors import CheckpointError, RunFolderError
+from protofast.errors import CheckpointError, DataError, RunFolderError, SettingsError
 from protofast.files import sync_folder, write_atomically
 from protofast.models import ProtoPNet
 from protofast.training.checkpoint import load_checkpoint, save_checkpoint
@@ -37,6 +37,7 @@ from protofast.training.settings_file import load_settings, settings_text
 
 _SUFFIX = ".safetensors"
 _MODEL = "model/"
+_REFINED = ("projected-", "pruned-")  # see protofast.training.refine
 
 
 class LoadedModel(NamedTuple):
@@ -45,6 +46,7 @@ class LoadedModel(NamedTuple):
     settings: Settings
     model: ProtoPNet
     classes: tuple[str, ...]
+    prototypes: list[dict[str, Any]]  # rows as in prototypes.json; none before a projection
 
 
 class RunFolder:
@@ -91,11 +93,12 @@ class RunFolder:
         path = Path(path)
         if path.is_dir() and (path / "settings.toml").exists():
             raise RunFolderError(
-                f"{path} already holds a run; resume it, or choose another folder for a new one"
+                f"{path} already holds a run; go on with it (protofast train --resume {path}), or "
+                "choose another folder for a new one (--out)"
             )
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise RunFolderError(
-                f"{path} exists and is not an empty folder; choose another for the run"
+                f"{path} exists and is not an empty folder; choose another for the run (--out)"
             )
 
     @staticmethod
@@ -117,8 +120,15 @@ class RunFolder:
 
     @property
     def settings(self) -> Settings:
-        """What ``settings.toml`` says."""
-        return load_settings(self.path / "settings.toml")
+        """What ``settings.toml`` says.
+
+        Raises:
+            RunFolderError: It is damaged.
+        """
+        try:
+            return load_settings(self.path / "settings.toml")
+        except SettingsError as error:
+            raise RunFolderError(f"{error}; the run's settings are damaged: correct them") from None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -152,9 +162,10 @@ class RunFolder:
     def pointer(self, which: str) -> str | None:
         """The name that ``latest`` or ``best`` points to, or None."""
         try:
-            return (self.checkpoints / which).read_text(encoding="utf-8").strip() or None
+            text = (self.checkpoints / which).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
+        return text.strip() or None
 
     def point(self, which: str, name: str) -> None:
         """Lets ``latest`` or ``best`` point to a checkpoint."""
@@ -185,8 +196,17 @@ class RunFolder:
         known = self.names()
         if name is None or name not in known:
             there = f"there are {', '.join(known)}" if known else "there are none yet"
-            raise CheckpointError(f"no checkpoint {name or which} in {self.path}; {there}")
+            called = which if name in (which, None) else f"{name}, which is the {which},"
+            raise CheckpointError(f"no checkpoint {called} in {self.path}; {there}")
         return name
+
+    @staticmethod
+    def is_refined(name: str) -> bool:
+        """Whether a checkpoint was made outside the run's plan, by projecting or pruning another.
+
+        Nothing can be resumed from such a checkpoint, and training never deletes it.
+        """
+        return name.startswith(_REFINED)
 
     def read(self, which: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
         """Name, tensors and facts of a checkpoint.
@@ -215,7 +235,12 @@ class RunFolder:
         name, tensors, facts = self.read(which)
         model = ProtoPNet.from_config(facts["model"])
         load_weights(model, tensors, name)
-        return LoadedModel(self.settings, model.to(device).eval(), tuple(facts["classes"]))
+        return LoadedModel(
+            self.settings,
+            model.to(device).eval(),
+            tuple(facts["classes"]),
+            facts.get("prototypes", []),
+        )
 
     # ----- words and numbers -----
 
@@ -268,6 +293,23 @@ class RunFolder:
 def model_tensors(model: ProtoPNet) -> dict[str, Tensor]:
     """Weights and buffers under the names they have in a checkpoint."""
     return {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def check_classes(trained: Sequence[str], data: Sequence[str]) -> None:
+    """Makes sure that the data have the classes that a network was trained on, in their order.
+
+    Raises:
+        DataError: They have not; the message names one that is missing and one that is new.
+    """
+    if list(trained) == list(data):
+        return
+    missing = [f"{name!r} is missing" for name in trained if name not in data]
+    new = [f"{name!r} is new" for name in data if name not in trained]
+    what = " and ".join(missing[:1] + new[:1]) or "their order is another"
+    raise DataError(
+        f"the network knows {len(trained)} classes, the data have {len(data)}: {what}; restore the "
+        "data that the run was trained on, or train a new run"
+    )
 
 
 def load_weights(model: ProtoPNet, tensors: Mapping[str, Tensor], name: str) -> None:

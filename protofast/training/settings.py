@@ -33,6 +33,21 @@ def wrong(key: str, problem: str) -> PydanticCustomError:
     return PydanticCustomError("combination", "{problem}", {"key": key, "problem": problem})
 
 
+# Which kinds of data these keys of DataSettings belong to; the others belong to all.
+KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
+    "train_per_class": ("birds",),
+    "test_per_class": ("birds",),
+    "render_seed": ("birds",),
+    "crop": ("cub", "cars"),
+    "classes": ("birds", "cub", "cars"),
+    "test_root": ("folders",),
+    "groups": ("folders",),
+    "test_fraction": ("folders",),
+    "split_seed": ("folders",),
+    "root": ("cub", "cars", "folders"),
+}
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -86,19 +101,7 @@ class DataSettings(_Frozen):
 
     @model_validator(mode="after")
     def _belong_together(self) -> DataSettings:
-        owners = {
-            "train_per_class": ("birds",),
-            "test_per_class": ("birds",),
-            "render_seed": ("birds",),
-            "crop": ("cub", "cars"),
-            "classes": ("birds", "cub", "cars"),
-            "test_root": ("folders",),
-            "groups": ("folders",),
-            "test_fraction": ("folders",),
-            "split_seed": ("folders",),
-            "root": ("cub", "cars", "folders"),
-        }
-        for key, kinds in owners.items():
+        for key, kinds in KINDS_OF_KEY.items():
             if getattr(self, key) is not None and self.kind not in kinds:
                 raise wrong(
                     key, f"belongs to data.kind {' or '.join(kinds)}, not {self.kind}; leave it out"

@@ -26,7 +26,7 @@ from protofast.training.loop import Loop, Perturb
 from protofast.training.optimizers import build_optimizers
 from protofast.training.progress import Progress, Silence
 from protofast.training.random_state import seed_everything
-from protofast.training.run_folder import RunFolder
+from protofast.training.run_folder import RunFolder, check_classes
 from protofast.training.settings import Settings
 from protofast.training.settings_file import differences, settings_text
 from protofast.training.state import EpochSums, State
@@ -48,7 +48,8 @@ class Result:
     Attributes:
         folder: Where everything is.
         finished: Whether the plan is done; otherwise the run was asked to stop and can be resumed.
-        steps_done: Finished steps of the plan.
+        steps_before: Steps of the plan that were finished before this start.
+        steps_done: Steps that are finished now.
         steps: Steps of the plan.
         best: Name of the best checkpoint, or None before the first test.
         test: Of the best checkpoint: ``accuracy``, ``balanced_accuracy``, ``loss``, ``images``, ...
@@ -57,6 +58,7 @@ class Result:
 
     folder: RunFolder
     finished: bool
+    steps_before: int
     steps_done: int
     steps: int
     best: str | None
@@ -127,13 +129,15 @@ def train(
         stack.callback(journal.close)
         data = data or _open_data(fabric, settings, data_progress)
         state = _fresh_state(fabric, settings, model, len(data.train.classes))
-        _take_up(fabric, journal, state)
+        _take_up(fabric, journal, state, data)
+        steps_before = state.step
         loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
         finished = loop.run()
     best = state.best or {"name": None, "test": None}
     return Result(
         run_folder,
         finished,
+        steps_before,
         state.step,
         len(loop.plan),
         best["name"],
@@ -223,7 +227,7 @@ def _fresh_state(
     )
 
 
-def _take_up(fabric: Fabric, journal: Journal, state: State) -> None:
+def _take_up(fabric: Fabric, journal: Journal, state: State, data: Splits) -> None:
     """Restores the newest checkpoint that is whole, if there is one."""
     folder = journal.folder
     chosen: list[str] = []
@@ -232,8 +236,14 @@ def _take_up(fabric: Fabric, journal: Journal, state: State) -> None:
     def choose() -> None:
         found = _newest_whole(journal)
         if found is not None:
-            chosen.append(found[0])
-            size[0] = found[2]["metrics_bytes"]
+            name, _, facts = found
+            check_classes(facts["classes"], data.train.classes)
+            chosen.append(name)
+            size[0] = facts["metrics_bytes"]
+            if facts["place"]["step"] == facts["steps"]:
+                return  # nothing will be written; what refining added later stays
+            if facts["prototypes"]:  # refining may have put others there
+                folder.write_prototypes(facts["prototypes"])
         folder.cut_metrics(size[0])
 
     on_first_rank(fabric, choose)
@@ -250,21 +260,18 @@ def _take_up(fabric: Fabric, journal: Journal, state: State) -> None:
 
 
 def _newest_whole(journal: Journal) -> tuple[str, dict[str, Tensor], dict[str, Any]] | None:
-    """The latest checkpoint, or the newest before it that is not damaged.
+    """The latest checkpoint, or the newest before it that is not damaged; None if there is none.
 
     Raises:
         CheckpointError: There are some, and all are damaged.
     """
     folder = journal.folder
     latest = folder.pointer("latest")
-    by_age = folder.names()[::-1]
-    order = [name for name in by_age if name == latest] + [
-        name for name in by_age if name != latest
-    ]
-    if latest is None:
-        return None  # killed before the first one was complete: start from the beginning
+    by_age = [name for name in folder.names() if not folder.is_refined(name)][::-1]
+    if not by_age and latest is None:
+        return None
     failed = []
-    for name in order:
+    for name in sorted(by_age, key=lambda name: name != latest):  # the others stay in order
         try:
             return folder.read(name)
         except CheckpointError as error:

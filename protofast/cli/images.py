@@ -1,0 +1,99 @@
+"""Explaining loose image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from protofast.cli.console import EXIT_FAILED, print_error, print_note, print_table
+from protofast.cli.errors import one_line
+from protofast.cli.runs import load
+from protofast.data import load_image
+from protofast.errors import DataError
+from protofast.explain import Explanation, explain_image, save_explanation_figure
+from protofast.training import LoadedModel, RunFolder
+
+
+def explain_files(
+    folder: RunFolder,
+    checkpoint: str,
+    images: list[Path],
+    device: torch.device,
+    *,
+    top: int,
+    out: Path | None,
+) -> int:
+    """Prints a table for each image and writes a figure of it.
+
+    A file that cannot be read is named on standard error, and the others are still explained.
+
+    Args:
+        folder: The run.
+        checkpoint: Whose model explains.
+        images: The files.
+        device: Where to compute.
+        top: Prototypes shown per class.
+        out: Folder of the figures; None for beside each image.
+
+    Returns:
+        The exit code: 1 if an image could not be read.
+    """
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    name, loaded = load(folder, checkpoint, device)
+    model = loaded.model
+    code = 0
+    for file, figure in zip(images, _figures(images, out), strict=True):
+        try:
+            pixels = load_image(file, model.input_size, model.num_channels)
+        except DataError as error:
+            print_error(one_line(error))
+            code = EXIT_FAILED
+            continue
+        explanation = explain_image(model, pixels, top=top)
+        _print(file, name, explanation, loaded)
+        save_explanation_figure(
+            figure, explanation, loaded.classes, run_folder=folder.path, checkpoint=name
+        )
+        print_note(f"figure: {figure}")
+    return code
+
+
+def _figures(images: list[Path], out: Path | None) -> list[Path]:
+    """Where each image's figure goes; no two to the same place."""
+    figures: list[Path] = []
+    for file in images:
+        folder = out or file.parent
+        figure, number = folder / f"{file.stem}-explained.png", 1
+        while figure in figures:
+            number += 1
+            figure = folder / f"{file.stem}-explained-{number}.png"
+        figures.append(figure)
+    return figures
+
+
+def _print(file: Path, checkpoint: str, explanation: Explanation, loaded: LoadedModel) -> None:
+    """What speaks for the likeliest class, as a table."""
+    best = explanation.classes[0]
+    rows = [
+        [
+            f"prototype {term.evidence.prototype}",
+            f"row {term.evidence.row}, column {term.evidence.column}",
+            f"{term.evidence.similarity:.3f}",
+            f"{term.weight:+.3f}",
+            f"{term.contribution:+.3f}",
+        ]
+        for term in best.shown
+    ]
+    for words, rest in (("of its own", best.own), ("of other classes", best.others)):
+        if rest.prototypes:
+            rows.append(
+                [f"{rest.prototypes} further {words}", "", "", "", f"{rest.contribution:+.3f}"]
+            )
+    rows.append(["logit", "", "", "", f"{best.logit:+.3f}"])
+    print_table(
+        f"{file} ({checkpoint}): {loaded.classes[best.class_index]}, {best.probability:.1%}",
+        ["", "where", "similarity", "x weight", "= contribution"],
+        rows,
+    )

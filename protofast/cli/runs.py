@@ -1,0 +1,232 @@
+"""What the commands do with runs: open, train, evaluate, explain, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from protofast.cli.console import (
+    EXIT_INTERRUPTED,
+    duration,
+    print_note,
+    print_path,
+    print_table,
+    progress_bar,
+)
+from protofast.cli.errors import UnfinishedRunError, may_go_on, resume_command
+from protofast.data import Batches, ImageSet, Splits
+from protofast.errors import DataError
+from protofast.evaluation import Metrics, predict, write_evaluation
+from protofast.explain import explain_run
+from protofast.report import build_report
+from protofast.training import (
+    LoadedModel,
+    Result,
+    RunFolder,
+    Settings,
+    build_data,
+    check_classes,
+    for_terminal,
+)
+from protofast.training import train as run_training
+
+
+def open_run(path: Path, checkpoint: str | None = None, *, change: bool = False) -> RunFolder:
+    """A run folder; whatever can be found wrong with it is found before images are read.
+
+    Args:
+        path: The folder.
+        checkpoint: One that must be there.
+        change: Whether the run is to be changed, so that no other process may work on it.
+    """
+    folder = RunFolder.open(path)
+    if checkpoint is not None:
+        folder.resolve(checkpoint)
+    if change:
+        with folder.lock():
+            pass
+    return folder
+
+
+def read_data(folder: RunFolder) -> Splits:
+    """Open (or render) the images of a run that is there, with a bar."""
+    settings = folder.settings.data
+    try:
+        with progress_bar() as report:
+            return build_data(
+                settings.model_copy(update={"leaks": "allow"}),  # training has looked for them
+                progress=lambda done, total: report("reading images", done, total),
+            )
+    except DataError as error:
+        raise _with_place_of_root(error, folder) from error
+
+
+def read_test_images(folder: RunFolder) -> ImageSet:
+    """Open (or render) the test images of a run alone, with a bar."""
+    settings = folder.settings.data
+    lazy = settings.model_copy(update={"leaks": "allow", "in_memory": False})
+    try:
+        with progress_bar() as report:
+            test = build_data(
+                lazy, progress=lambda done, total: report("rendering images", done, total)
+            ).test
+            if not settings.in_memory:
+                return test
+            return test.cached(
+                threads=torch.get_num_threads(),
+                progress=lambda done, total: report("reading images", done, total),
+            )
+    except DataError as error:
+        raise _with_place_of_root(error, folder) from error
+
+
+def load(folder: RunFolder, checkpoint: str, device: torch.device) -> tuple[str, LoadedModel]:
+    """A run's model and the name of the checkpoint it comes from."""
+    name = folder.resolve(checkpoint)
+    return name, folder.load_model(name, device=device)
+
+
+def train_and_report(
+    settings: Settings,
+    path: Path,
+    *,
+    resume: bool,
+    allow_changes: bool = False,
+    report: bool = True,
+    device: torch.device,
+) -> int:
+    """Train, then evaluate, explain and report; the exit code.
+
+    Args:
+        settings: What to train.
+        path: The run folder.
+        resume: Whether it is there already.
+        allow_changes: Resume even if `settings` differ from the folder's.
+        report: Whether to evaluate, explain and report at the end.
+        device: Where to compute.
+    """
+    if resume:
+        open_run(path, change=True)
+    else:
+        RunFolder.check_free(path)  # before the images are read, which may take a while
+    with progress_bar() as tell:
+        data = build_data(
+            settings.data, progress=lambda done, total: tell("reading images", done, total)
+        )
+    try:
+        result = run_training(
+            settings,
+            path,
+            resume=resume,
+            allow_changes=allow_changes,
+            device=device,
+            progress=for_terminal(),
+            data=data,
+        )
+    except KeyboardInterrupt:  # the second one, which does not wait for the next batch
+        print_note(f"interrupted; go on with: {resume_command(path)}")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if may_go_on(error) and (path / "settings.toml").is_file():
+            raise UnfinishedRunError(error, path) from error
+        raise
+    if not result.finished:
+        print_note(
+            f"interrupted after {result.steps_done} of {result.steps} steps; go on with: "
+            f"{resume_command(path)}"
+        )
+        return EXIT_INTERRUPTED
+    if not _is_first_rank():
+        return 0
+    _tell_end(result)
+    return _finish(result.folder, data, device) if report else 0
+
+
+def evaluate_run(
+    folder: RunFolder, checkpoint: str, test: ImageSet, device: torch.device
+) -> Metrics:
+    """Evaluate a checkpoint on the test images: writes `evaluation/`, prints the main numbers."""
+    name, loaded = load(folder, checkpoint, device)
+    check_classes(loaded.classes, test.classes)
+    training = loaded.settings.training
+    with progress_bar() as report:
+        predictions = predict(
+            loaded.model,
+            Batches(test, training.test_batch_size, workers=training.workers, device=device),
+            progress=lambda done: report("test images", done, len(test)),
+        )
+    metrics = write_evaluation(folder.path, predictions, test, checkpoint=name)
+    print_table(
+        f"checkpoint {name}, {metrics.images} test images",
+        ["", ""],
+        [
+            ["accuracy", f"{metrics.accuracy:.2%}"],
+            ["balanced accuracy", f"{metrics.balanced_accuracy:.2%}"],
+            ["AUROC", "-" if metrics.auroc is None else f"{metrics.auroc:.4f}"],
+        ],
+    )
+    return metrics
+
+
+def explain_and_report(
+    folder: RunFolder, checkpoint: str, data: Splits, device: torch.device, **options: int
+) -> Path:
+    """Explain a checkpoint's prototypes and a sample of predictions, then write the report."""
+    name, loaded = load(folder, checkpoint, device)
+    check_classes(loaded.classes, data.train.classes)
+    with progress_bar() as report:
+        explain_run(
+            folder.path,
+            loaded.model,
+            data,
+            checkpoint=name,
+            prototypes=loaded.prototypes,
+            progress=report,
+            **options,
+        )
+    return build_report(folder.path)
+
+
+def _finish(folder: RunFolder, data: Splits, device: torch.device) -> int:
+    """Evaluate, explain and report the best checkpoint; the exit code."""
+    try:
+        evaluate_run(folder, "best", data.test, device)
+        path = explain_and_report(folder, "best", data, device)
+    except KeyboardInterrupt:
+        print_note(f"interrupted after training; for the report: {resume_command(folder.path)}")
+        return EXIT_INTERRUPTED
+    print_path("report", path)
+    return 0
+
+
+def _tell_end(result: Result) -> None:
+    best = result.folder.resolve("best")
+    if result.steps_before == result.steps:
+        print_note(
+            f"{result.folder.path} is finished already: all {result.steps} steps are done; "
+            f"best checkpoint: {best}"
+        )
+    else:
+        print_note(f"trained in {duration(result.seconds)}; best checkpoint: {best}")
+
+
+def _is_first_rank() -> bool:
+    """Whether this process is the one that reports; the ranks part here."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return True
+    rank: int = distributed.get_rank()
+    distributed.destroy_process_group()  # what follows is done by one process alone
+    return rank == 0
+
+
+def _with_place_of_root(error: DataError, folder: RunFolder) -> DataError:
+    """The error, with the place where a missing folder of images is named."""
+    root = folder.settings.data.root
+    if root is None or Path(root).is_dir():
+        return error
+    return DataError(
+        f"{error} (data.root in {folder.path / 'settings.toml'}; put the images back, or write "
+        "there where they are now)"
+    )
