@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from protofast.data import Batch, Batches, ImageSet
+from protofast.errors import DataError
 from protofast.explain.local import Box
 from protofast.heatmaps import high_activation_boxes, upsample
 from protofast.models.protocol import PrototypeModel
@@ -89,14 +90,25 @@ def training_facts(
 def decisions(
     model: PrototypeModel, image_set: ImageSet, *, batch_size: int, progress: Advance | None = None
 ) -> Decisions:
-    """One pass over the test images."""
+    """One pass over the test images.
+
+    Raises:
+        DataError: The model gives logits that are not finite.
+    """
     with evaluating(model):
         logits = [
             batch.output.logits.float().cpu()
             for batch in scan(model, batches_of(image_set, batch_size), progress)
         ]
     empty = torch.zeros((0, model.num_classes))
-    return Decisions(torch.cat(logits) if logits else empty, image_set.labels)
+    found = torch.cat(logits) if logits else empty
+    if not bool(found.isfinite().all()):
+        bad = int((~found.isfinite()).any(dim=1).nonzero()[0])
+        raise DataError(
+            f"the model gives logits that are not finite for image {image_set.names[bad]}; its "
+            "weights are damaged or training diverged"
+        )
+    return Decisions(found, image_set.labels)
 
 
 def spots(

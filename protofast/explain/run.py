@@ -104,7 +104,7 @@ def explain_run(
         )
         gallery = _gallery(model, splits, sources, nearest, batch_size, report)
         grid = _grid(model, splits.project)
-        prototypes = describe(gallery, model, album, grid[1], writer.add)
+        entries = describe(gallery, model, album, grid[1], writer.add)
         right = choose_right(found, samples, seed=seed)
         wrong = choose_wrong(found, samples)
         predictions = describe_predictions(
@@ -117,14 +117,14 @@ def explain_run(
             "checkpoint": checkpoint_identity(run_folder, checkpoint),
             "classes": list(splits.project.classes),
             "set_sizes": {"train": len(splits.project), "test": len(splits.test)},
-            "model": _model_entry(model, grid, prototypes),
+            "model": _model_entry(model, grid, entries),
             "heatmap": {"interpolation": INTERPOLATION, "percentile": PERCENTILE},
             "images": album.write(writer.add),
-            "prototypes": prototypes,
+            "prototypes": entries,
             "test": {"images": len(splits.test), "right": _right(found)},
             "sampling": {"seed": seed, "right": RIGHT_RULE, "wrong": WRONG_RULE},
             "predictions": predictions,
-            "notes": _notes(sources, prototypes),
+            "notes": _notes(sources, entries),
         }
         return writer.finish(summary)
 

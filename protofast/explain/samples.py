@@ -13,6 +13,8 @@ from protofast.explain.passes import Decisions, batches_of
 from protofast.explain.pictures import heatmap_png
 from protofast.models.protocol import PrototypeModel
 
+_IMAGES_AT_ONCE = 16  # each has a dozen heat maps of its own size in memory
+
 RIGHT_RULE = "drawn at random, one class after the other"
 WRONG_RULE = "the most confident ones, at most one of each true class before any class comes twice"
 
@@ -56,7 +58,7 @@ def describe_predictions(
     """The list ``predictions`` of the summary; pictures go to ``add``."""
     test = album.sets["test"]
     entries: list[Json] = []
-    for batch in batches_of(test.subset(positions), batch_size):
+    for batch in batches_of(test.subset(positions), min(batch_size, _IMAGES_AT_ONCE)):
         explained = explain_images(
             model, batch.images, top=top, classes=2, labels=batch.labels.tolist()
         )

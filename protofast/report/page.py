@@ -65,14 +65,9 @@ class Page:
 
 def page_of(run: RunFiles) -> Page:
     """Puts the page together from what there is."""
-    summary = run.explanations
     classes = _classes(run)
-    pictures = Pictures(run, classes)
-    prototypes: list[PrototypeView] = []
-    predictions: list[PredictionView] = []
-    if summary is not None:
-        prototypes = prototype_views(summary, classes, pictures)
-        predictions = prediction_views(summary, classes, pictures)
+    pictures, prototypes, predictions = _views(run, classes)
+    summary = run.explanations
     confusion = None
     if run.confusion is not None:
         names = classes if len(classes) == len(run.confusion.classes) else None
@@ -100,6 +95,24 @@ def page_of(run: RunFiles) -> Page:
         settings=_settings(run.settings or {}),
         environment=list(_flat(run.environment or {})),
     )
+
+
+def _views(
+    run: RunFiles, classes: list[str]
+) -> tuple[Pictures, list[PrototypeView], list[PredictionView]]:
+    """The explanations; none, and a problem, if their summary does not hang together."""
+    summary = run.explanations
+    if summary is None:
+        return Pictures(run, classes), [], []
+    try:
+        pictures = Pictures(run, classes)
+        prototypes = prototype_views(summary, classes, pictures)
+        return pictures, prototypes, prediction_views(summary, classes, pictures)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        run.problems.append(f"explanations/summary.json cannot be used ({words.name(what)})")
+        run.explanations = None
+        return Pictures(run, classes), [], []
 
 
 def _shows_source(view: PredictionView) -> bool:

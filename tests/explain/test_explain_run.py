@@ -189,6 +189,7 @@ def test_flags_name_duplicates_and_empty_classes(
     model = run.load_model(name).model
     rows = run.read(name)[2]["prototypes"]
     with torch.no_grad():
+        model.prototypes.uniform_()
         model.prototypes[1] = model.prototypes[0]
         model.prototypes[4] = model.prototypes[3] + 1e-7
     rows[1] = rows[0] | {"prototype": 1}
@@ -238,6 +239,11 @@ def test_problems_are_said_in_one_line(trained: Trained, tmp_path: Path) -> None
     empty = data.test.subset([])
     with pytest.raises(DataError, match="no test images"):
         explain_run(run.path, model, Splits(data.train, data.project, empty), checkpoint="x")
+    with torch.no_grad():
+        model.last_layer.weight[0, 0] = torch.nan
+    with pytest.raises(DataError, match="not finite"):
+        explain_run(run.path, model, data, checkpoint="x")
+    model = run.load_model("best").model
     bad = tmp_path / "run"
     shutil.copytree(run.path, bad)
     (bad / "prototypes" / "prototypes.json").write_text('[{"proto')

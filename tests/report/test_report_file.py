@@ -186,12 +186,26 @@ def test_explanations_of_other_weights_are_called_out_of_date(run: Path) -> None
     assert "Out of date" in _page(run).text
 
 
+_HOLLOW = json.dumps(
+    {
+        "format": 1,
+        "classes": ["a"],
+        "images": {},
+        "prototypes": [{"class": 0, "source": {"image": "train-1"}}],
+        "predictions": [],
+        "checkpoint": {},
+        "test": {"images": 0},
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("explanations/summary.json", '{"format": 1, "images"'),
         ("explanations/summary.json", '{"format": 99}'),
         ("explanations/summary.json", "[]"),
+        ("explanations/summary.json", _HOLLOW),
         ("evaluation/metrics.json", "\x00\xff"),
         ("evaluation/confusion.csv", "x,a,b\na,1\n"),
         ("evaluation/confusion.csv", "x,a,b\na,1,one\nb,1,2\n"),
