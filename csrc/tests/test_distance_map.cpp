@@ -150,12 +150,14 @@ void check_gradients(const Shape& shape, InstructionSet set, Metric metric, unsi
   }
 }
 
+// Every shape with every instruction set; the metrics take turns.
 template <typename Check>
 void for_every_case(const Check& check) {
+  unsigned seed = 0;
   for (const InstructionSet set : supported_instruction_sets()) {
-    unsigned seed = 0;
     for (const Shape& shape : awkward_shapes()) {
-      for (const Metric metric : kMetrics) check(shape, set, metric, seed++);
+      check(shape, set, kMetrics[(seed + seed / 12) % 4], seed);
+      ++seed;
     }
   }
 }

@@ -225,6 +225,34 @@ def test_all_prototypes_at_one_location(implementation: Implementation) -> None:
     assert (got.flatten(2)[..., 1:] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_are_rounded_once_and_as_torch_does(
+    implementation: Implementation, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (50000,), generator=generator).to(torch.int32)
+    halfway = (torch.arange(65536, dtype=torch.int32) << 16) + 0x8000  # between two bfloat16
+    between = (torch.arange(65536, dtype=torch.int32) << 13) + 0x1000 + (112 << 23)  # two float16
+    slopes = torch.cat([bits, halfway, between]).view(torch.float32).to(implementation.device)
+    count = len(slopes)  # prototype i wins at location i
+    features = torch.zeros(1, 1, count, 1, dtype=dtype, device=implementation.device)
+    locations = torch.arange(count, device=implementation.device).view(1, count)
+    got, _ = implementation.nearest_patch_backward(
+        None,
+        slopes.view(1, count),
+        features,
+        features.new_ones(count, 1),
+        torch.zeros(1, count, device=implementation.device),
+        locations,
+        "dot",
+        "linear",
+        EPS,
+        True,
+        False,
+    )
+    torch.testing.assert_close(got.flatten(), -slopes.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_nan_stays_in_its_image(implementation: Implementation, metric: str) -> None:
     features, prototypes = random_problem(Shape(3, 10, 8, 4, 4), device=implementation.device)
