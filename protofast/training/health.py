@@ -97,19 +97,44 @@ def constant_channels(features: Tensor) -> list[int]:
     return constant
 
 
-def warn_of_groups(what: str, kind: str, groups: list[list[int]], total: int) -> HealthWarning:
-    """A message on groups of prototypes."""
+def never_winning(wins: Tensor) -> list[HealthWarning]:
+    """Warns of prototypes that won no image; ``wins`` [P]."""
+    found: list[int] = (wins == 0).nonzero()[:, 0].tolist()
+    if not found:
+        return []
+    shown = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+    message = "prototypes were never the nearest of their class in this epoch"
+    text = f"{len(found)} of {len(wins)} {message}: {shown}"
+    return [HealthWarning("never_winning", text, found)]
+
+
+def collapsed_prototypes(prototypes: Tensor) -> list[HealthWarning]:
+    """Warns of nearly equal prototypes [P, D]."""
+    kind = "are nearly the same vector as another"
+    return _of_groups("collapsed", kind, collapsed(prototypes), len(prototypes))
+
+
+def duplicate_prototypes(groups: list[list[int]], total: int) -> list[HealthWarning]:
+    """Warns of what :func:`duplicates` found among ``total`` prototypes."""
+    kind = "show the same place of the same image as another"
+    return _of_groups("duplicates", kind, groups, total)
+
+
+def dead_features(features: Tensor) -> list[HealthWarning]:
+    """Warns if more than half the channels of ``features`` [N, D, H, W] are constant."""
+    constant, channels = len(constant_channels(features)), features.shape[1]
+    if 2 * constant <= channels:
+        return []
+    message = f"{constant} of {channels} channels of the features are the same everywhere"
+    return [HealthWarning("constant_channels", f"{message}; the learning rates may be too high")]
+
+
+def _of_groups(what: str, kind: str, groups: list[list[int]], total: int) -> list[HealthWarning]:
+    if not groups:
+        return []
     surplus = sum(len(group) - 1 for group in groups)
     shown = ", ".join("=".join(map(str, group[:_SHOWN])) for group in groups[:_SHOWN])
     rest = ", ..." if len(groups) > _SHOWN else ""
-    return HealthWarning(
-        what,
-        f"{surplus} of {total} prototypes {kind}: {shown}{rest}",
-        sorted(position for group in groups for position in group),
-    )
-
-
-def warn_of_prototypes(what: str, kind: str, found: list[int], total: int) -> HealthWarning:
-    """A message on single prototypes."""
-    shown = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
-    return HealthWarning(what, f"{len(found)} of {total} prototypes {kind}: {shown}", found)
+    text = f"{surplus} of {total} prototypes {kind}: {shown}{rest}"
+    members = sorted(position for group in groups for position in group)
+    return [HealthWarning(what, text, members)]

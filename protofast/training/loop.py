@@ -9,39 +9,36 @@ a resumed run is bit-equal.
 
 from __future__ import annotations
 
-import gc
 import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricOptimizer
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
-from protofast.data import Batch, Splits
-from protofast.errors import ProtofastError, SettingsError
+from protofast.data import Splits
+from protofast.errors import ProtofastError
 from protofast.losses import classification_loss, cluster_loss, last_layer_l1, separation_loss
 from protofast.models.protocol import Output
 from protofast.projection import project_prototypes
+from protofast.scan import evaluating
 from protofast.training import health
-from protofast.training.activations import Activations, IndexBatch, compute_activations, output_of
+from protofast.training.build import build_class_weights
 from protofast.training.feed import Feed
 from protofast.training.health import HealthWarning
 from protofast.training.journal import PARTIAL, Journal
-from protofast.training.optimizers import LearningStage, let_learn, set_rates
+from protofast.training.optimizers import LearningStage, set_rates
 from protofast.training.progress import summary
 from protofast.training.prototypes_table import prototype_rows
-from protofast.training.schedule import PlanStep, joint_factor, plan
+from protofast.training.schedule import PlanStep, plan
 from protofast.training.settings import Settings
+from protofast.training.stages import Perturb, Stages
 from protofast.training.state import EpochSums, State, means
 from protofast.training.testing import run_test
-
-Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor | None]
-Forward = Callable[[Any], Output]
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -59,7 +56,8 @@ class Loop:
         journal: Where numbers and checkpoints go.
         stop: When set, the loop saves a checkpoint and returns.
         perturb: Called as ``perturb(model, images, labels)`` before each training step; what it
-            returns (unless None) takes the place of the images. For adversarial training.
+            returns (unless None) takes the place of the images. For adversarial training. The model
+            gives an Output; where ``warm_head`` is ``linear``, one without prototypes.
     """
 
     def __init__(
@@ -80,18 +78,17 @@ class Loop:
         self.journal = journal
         self.progress = journal.progress
         self.stop = stop
-        self.perturb = perturb
         self.plan = plan(settings.training.schedule)
         self.feed = Feed(settings, data, fabric)
-        self.class_weights = _class_weights(settings, data, fabric.device)
+        self.class_weights = build_class_weights(settings.training.losses, data, fabric.device)
         # Fabric's wrappers share the optimisers' state; the state belongs to the bare ones.
         self.optimizers = {
             stage: cast(_FabricOptimizer, fabric.setup_optimizers(optimizer))
             for stage, optimizer in state.optimizers.items()
         }
-        self._network: nn.Module | None = None
-        self._stage_of_network: str | None = None
-        self._known: tuple[int, Activations] | None = None  # cycle, activations
+        self.stages = Stages(
+            fabric, settings, self.feed, state, perturb=perturb, tick=self._check_stop
+        )
         self._saved_at = time.monotonic()
 
     def run(self) -> bool:
@@ -118,7 +115,7 @@ class Loop:
     def _train_epoch(self, step: PlanStep, stage: LearningStage) -> dict[str, Any]:
         """One epoch of a stage, from batch ``state.batch`` on."""
         state, total = self.state, self.feed.batches_in(step)
-        forward = self._enter(step, stage)
+        forward = self.stages.enter(step, stage)
         optimizer = self.optimizers[stage]
         self.progress.start(
             step.name,
@@ -126,8 +123,8 @@ class Loop:
             done=state.batch * self.settings.training.batch_size,
         )
         clock = time.monotonic()
-        for batch in self._batches(step):
-            set_rates(state.optimizers[stage], self._factor(step, state.batch / total))
+        for batch in self.stages.batches(step):
+            set_rates(state.optimizers[stage], self.stages.factor(step, state.batch / total))
             output = forward(batch)
             loss, terms = self._loss(output, batch.labels)
             optimizer.zero_grad()
@@ -139,21 +136,29 @@ class Loop:
             state.sums.seconds += now - clock
             self._between_batches(step, total)
             clock = time.monotonic()
+        return self._epoch_row(step, stage)
+
+    def _epoch_row(self, step: PlanStep, stage: LearningStage) -> dict[str, Any]:
+        """What a finished epoch comes to, over all ranks."""
+        state = self.state
         values, wins = state.sums.over_ranks(self.fabric)
         row: dict[str, Any] = means(values) | {
             "images": int(values[0]),
             "seconds": state.sums.seconds,
             "images_per_second": float(values[0]) / max(state.sums.seconds, 1e-9),
-            "learning_rates": self._rates(stage, step),
+            "learning_rates": self._rates(step, stage),
             "never_winning": int((wins == 0).sum()),
         }
+        if self.stages.is_linear(step):
+            for unknown in ("cluster", "separation", "l1", "never_winning"):
+                del row[unknown]
         if not math.isfinite(row["loss"]):
             raise ProtofastError(
                 f"training diverged: the loss of {step.name} is {row['loss']}; lower the learning "
                 "rates (training.optimizer); the last checkpoint is from before this epoch"
             )
         self._share_buffers()
-        if step.last:
+        if step.last and not self.stages.is_linear(step):
             self.journal.warn(step, self._health(step, wins))
         return row
 
@@ -161,6 +166,9 @@ class Loop:
         """The total and its terms, in the order of ``state.TERMS``."""
         weights, model = self.settings.training.losses, self.state.model
         cross_entropy = classification_loss(output.logits, labels, self.class_weights)
+        if output.distances.shape[1] == 0:  # the linear head of the warm stage knows no prototypes
+            nothing = torch.zeros_like(cross_entropy)
+            return weights.cross_entropy * cross_entropy, [cross_entropy, *[nothing] * 3]
         cluster = cluster_loss(output.distances, labels, model.prototype_class)
         separation = separation_loss(output.distances, labels, model.prototype_class)
         l1 = last_layer_l1(model.last_layer.weight, model.prototype_class)
@@ -194,10 +202,7 @@ class Loop:
             names = ", ".join(images.classes[label] for label in projection.empty_classes)
             found.append(HealthWarning("empty_classes", f"no image to project on: class {names}"))
         groups = health.duplicates(projection.images, projection.locations)
-        total = self.state.model.num_prototypes
-        if groups:
-            kind = "show the same place of the same image as another"
-            found.append(health.warn_of_groups("duplicates", kind, groups, total))
+        found += health.duplicate_prototypes(groups, self.state.model.num_prototypes)
         self.journal.warn(step, found)
         seconds = time.monotonic() - started
         known = ~projection.distances.isnan()
@@ -220,8 +225,9 @@ class Loop:
         if self._is_tested(step):
             tested = run_test(
                 self.fabric,
-                self.state.model,
+                self.stages.module(step),
                 self.feed.testing(),
+                classes=self.state.model.num_classes,
                 # Once a projection has moved the prototypes, it is too late to start it again.
                 tick=self.progress.advance if step.stage == "project" else self._tick,
             )
@@ -249,63 +255,10 @@ class Loop:
         self.journal.save(name, tensors, facts, best=None if best is None else best["name"])
         self._saved_at = time.monotonic()
 
-    # ----- what a step sees -----
-
-    def _enter(self, step: PlanStep, stage: LearningStage) -> Forward:
-        """Lets the right parts learn, in the right mode; how a batch becomes an output."""
-        training = self.settings.training
-        model = self.state.model
-        let_learn(model, getattr(training.optimizer, stage))
-        still = stage == "last_layer" and training.freeze_batch_norm_after_projection
-        # In eval mode the last-layer stage sees exactly the features that were projected.
-        model.train(not still)
-        if stage == "last_layer" and training.last_layer_images == "plain":
-            if self._known is None or self._known[0] != step.cycle:
-                self._known = (
-                    step.cycle,
-                    compute_activations(model, self.feed.whole_training_set(), self._check_stop),
-                )
-            known, last_layer = self._known[1], self._wrapped(stage, model.last_layer)
-            return lambda batch: output_of(known, last_layer, batch.index)
-        network = self._wrapped(stage, model)
-
-        def forward(batch: Batch) -> Output:
-            images = batch.images
-            if self.perturb is not None:
-                altered = self.perturb(model, images, batch.labels)
-                images = images if altered is None else altered
-            output: Output = network(images)
-            return output
-
-        return forward
-
-    def _wrapped(self, stage: str, module: nn.Module) -> nn.Module:
-        """The module as Fabric runs it, made anew per stage: several ranks fix what learns."""
-        if self._network is None or self._stage_of_network != stage:
-            self._network = None
-            if self.fabric.world_size > 1:
-                gc.collect()  # the old wrapper's hooks on the gradients must be gone
-            self._network = self.fabric.setup_module(module)
-            self._stage_of_network = stage
-        return self._network
-
-    def _batches(self, step: PlanStep) -> Iterator[Batch] | Iterator[IndexBatch]:
-        if step.stage == "last_layer" and self.settings.training.last_layer_images == "plain":
-            return self.feed.training_index(step, self.state.batch)
-        return self.feed.training(step, self.state.batch)
-
-    def _factor(self, step: PlanStep, part: float) -> float:
-        training = self.settings.training
-        if step.stage != "joint":
-            return 1.0
-        return joint_factor(
-            step.index, part, optimizer=training.optimizer, schedule=training.schedule
-        )
-
-    def _rates(self, stage: LearningStage, step: PlanStep) -> dict[str, float]:
+    def _rates(self, step: PlanStep, stage: LearningStage) -> dict[str, float]:
         """Learning rates at the start of the epoch."""
         rates = getattr(self.settings.training.optimizer, stage)
-        factor = self._factor(step, 0.0)
+        factor = self.stages.factor(step, 0.0)
         return {name: rate * factor for name, rate in rates.model_dump().items() if rate}
 
     # ----- between batches -----
@@ -314,9 +267,11 @@ class Loop:
         sums = self.state.sums
         with torch.no_grad():
             right = (output.logits.argmax(1) == labels).sum()
-            wins = health.own_class_winners(
-                output.distances, labels, self.state.model.prototype_class
-            )
+            wins = torch.zeros_like(sums.wins)
+            if output.distances.shape[1]:
+                wins = health.own_class_winners(
+                    output.distances, labels, self.state.model.prototype_class
+                )
             sums.add(right, terms, wins, len(labels))
         if self.progress.wants_numbers():
             so_far = sums.means()
@@ -355,43 +310,22 @@ class Loop:
                 distributed.broadcast(buffer, 0)
 
     def _health(self, step: PlanStep, wins: Tensor) -> list[HealthWarning]:
-        """At the end of a stage."""
+        """What to warn of at the end of a stage."""
         model = self.state.model
-        found = []
-        idle = (wins == 0).nonzero()[:, 0].tolist()
-        if idle:
-            kind = "were never the nearest of their class in this epoch"
-            found.append(
-                health.warn_of_prototypes("never_winning", kind, idle, model.num_prototypes)
-            )
-        if step.stage == "last_layer":
-            return found
-        groups = health.collapsed(model.prototypes)
-        if groups:
-            kind = "are nearly the same vector as another"
-            found.append(health.warn_of_groups("collapsed", kind, groups, model.num_prototypes))
-        return found + self._feature_health()
-
-    def _feature_health(self) -> list[HealthWarning]:
-        model = self.state.model
-        images = next(iter(self.feed.projecting())).images
-        model.eval()
-        with torch.no_grad():
-            features = model.features(images)
-        channels = health.constant_channels(features)
-        if 2 * len(channels) <= features.shape[1]:
-            return []
-        return [
-            HealthWarning(
-                "constant_channels",
-                f"{len(channels)} of {features.shape[1]} channels of the features are the same "
-                "everywhere; the learning rates may be too high",
-            )
-        ]
+        found = health.never_winning(wins)
+        if step.stage != "last_layer":
+            images = next(iter(self.feed.projecting())).images
+            with evaluating(model):
+                features = model.features(images)
+            found += health.collapsed_prototypes(model.prototypes)
+            found += health.dead_features(features)
+        return found
 
     def _is_tested(self, step: PlanStep) -> bool:
         if step.stage == "project" or step.last:
             return True
+        if step.stage == "last_layer" and self.settings.training.last_layer_images == "plain":
+            return False  # these epochs take less time than a test
         number = step.index if step.stage == "last_layer" else step.epoch
         return (number + 1) % self.settings.training.test_every == 0
 
@@ -401,19 +335,3 @@ class Loop:
         if step.stage == "project":
             return len(self.data.project) + tested
         return len(self.data.train) * self.feed.passes(step) + tested
-
-
-def _class_weights(settings: Settings, data: Splits, device: torch.device) -> Tensor | None:
-    """[C] weights of the cross entropy, or None."""
-    wanted = settings.training.losses.class_weights
-    classes = len(data.train.classes)
-    if wanted == "none":
-        return None
-    if wanted == "balanced":
-        counts = torch.bincount(data.train.labels, minlength=classes).clamp(min=1)
-        return (len(data.train) / (classes * counts.float())).to(device)
-    if len(wanted) != classes:
-        raise SettingsError(
-            f"training.losses.class_weights has {len(wanted)} numbers for {classes} classes"
-        )
-    return torch.tensor(wanted, dtype=torch.float32, device=device)

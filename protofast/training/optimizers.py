@@ -31,10 +31,24 @@ def let_learn(model: ProtoPNet, rates: LearningRates) -> None:
         part.requires_grad_(getattr(rates, name) > 0)
 
 
+def learnable(model: ProtoPNet, head: nn.Linear | None) -> dict[str, nn.Parameter]:
+    """All parameters by the names that their moments have in a checkpoint."""
+    found = dict(model.named_parameters())
+    if head is not None:
+        found |= {f"head.{name}": parameter for name, parameter in head.named_parameters()}
+    return found
+
+
 def build_optimizers(
-    model: ProtoPNet, settings: OptimizerSettings
+    model: ProtoPNet, settings: OptimizerSettings, *, head: nn.Linear | None = None
 ) -> dict[LearningStage, torch.optim.Adam]:
-    """One Adam per learning stage (PP/main.py); each is kept over all cycles of the run."""
+    """One Adam per learning stage (PP/main.py); each is kept over all cycles of the run.
+
+    Args:
+        model: The network.
+        settings: Learning rates.
+        head: Learns in the warm stage, at the backbone's rate.
+    """
     optimizers = {}
     for stage in LEARNING_STAGES:
         rates: LearningRates = getattr(settings, stage)
@@ -48,6 +62,10 @@ def build_optimizers(
             for name, part in parts(model).items()
             if getattr(rates, name) > 0
         ]
+        if stage == "warm" and head is not None:
+            rate = rates.backbone
+            group = {"params": list(head.parameters()), "base_rate": rate, "lr": rate}
+            groups.append({**group, "weight_decay": settings.weight_decay.backbone})
         optimizers[stage] = torch.optim.Adam(groups)
     return optimizers
 
@@ -59,10 +77,10 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def optimizer_tensors(
-    model: ProtoPNet, stage: str, optimizer: torch.optim.Adam
+    parameters: dict[str, nn.Parameter], stage: str, optimizer: torch.optim.Adam
 ) -> dict[str, Tensor]:
     """The moments and step counts under their names in a checkpoint."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
     return {
         f"optimizer/{stage}/{slot}/{names[parameter]}": value
         for parameter, slots in optimizer.state.items()
@@ -71,10 +89,12 @@ def optimizer_tensors(
 
 
 def restore_optimizer(
-    model: ProtoPNet, stage: str, optimizer: torch.optim.Adam, tensors: dict[str, Tensor]
+    parameters: dict[str, nn.Parameter],
+    stage: str,
+    optimizer: torch.optim.Adam,
+    tensors: dict[str, Tensor],
 ) -> None:
     """The inverse of :func:`optimizer_tensors`; parameters that never stepped have no state."""
-    parameters = dict(model.named_parameters())
     optimizer.state.clear()
     prefix = f"optimizer/{stage}/"
     for key, value in tensors.items():

@@ -79,6 +79,28 @@ def plan(schedule: ScheduleSettings) -> list[PlanStep]:
     ]
 
 
+_RISE = 0.2  # share of the warm stage in which one_cycle rises
+
+
+def warm_factor(
+    epoch: int, part: float, *, optimizer: OptimizerSettings, schedule: ScheduleSettings
+) -> float:
+    """What the warm stage's learning rates are multiplied by.
+
+    Args:
+        epoch: Number of the epoch.
+        part: How much of this epoch is done, in [0, 1).
+        optimizer: Kind of decay.
+        schedule: Number of warm epochs.
+    """
+    if optimizer.warm_decay == "none":
+        return 1.0
+    done = (epoch + part) / schedule.warm_epochs
+    if done < _RISE:
+        return done / _RISE
+    return 0.5 * (1 + math.cos(math.pi * (done - _RISE) / (1 - _RISE)))
+
+
 def joint_factor(
     joint_epoch: int,
     part: float,

@@ -71,8 +71,8 @@ class DataSettings(_Frozen):
         groups: ``folders``: CSV file with the group (patient) of each image.
         test_fraction: ``folders`` without ``test_root``: share of the images, or groups, held out.
         split_seed: ``folders`` without ``test_root``: key of the split.
-        leaks: ``refuse`` to train where an image, or a group, is in the training and the test images
-            at once, or ``allow`` it (and do not look).
+        leaks: ``refuse`` to train where an image, or a group, is among both the training and the
+            test images, or ``allow`` it (and do not look).
         in_memory: Decode all images once and keep them in memory (3·S·T bytes each).
     """
 
@@ -126,8 +126,8 @@ class ModelSettings(_Frozen):
         similarity: From distance to activation.
         eps: Stabiliser of the logarithm; an exactly met prototype is activated log(1/eps).
         prototype_init: ``uniform`` in [0, 1) (paper), or ``patches``: before the first joint epoch
-            each class's prototypes become patches of its own training images, far apart from each
-            other. Networks trained from scratch need it: their features do not fill [0, 1)^D.
+            each class's prototypes become centres of the patches of its own training images. For
+            networks trained from scratch, whose features do not fill [0, 1)^D.
     """
 
     backbone: str = "vgg19"
@@ -202,10 +202,12 @@ class OptimizerSettings(_Frozen):
     """One Adam per stage; each keeps its moments from cycle to cycle, as in the original.
 
     Attributes:
-        warm: Rates of the warm stage; constant.
+        warm: Rates of the warm stage.
         joint: Rates of the joint stage at their highest; they decay.
         last_layer: Rates of the last-layer stage; constant.
         weight_decay: For all three.
+        warm_decay: ``none`` (paper), or ``one_cycle``: up from zero over the first fifth of the
+            warm stage, then down to zero along a cosine, batch by batch.
         joint_decay: ``steps`` (paper), ``cosine`` (to zero at the end of the last joint epoch,
             batch by batch), or ``none``.
         decay_epochs: ``steps``: joint epochs between two steps.
@@ -216,6 +218,7 @@ class OptimizerSettings(_Frozen):
     joint: LearningRates = LearningRates(backbone=1e-4, add_on=3e-3, prototypes=3e-3)
     last_layer: LearningRates = LearningRates(last_layer=1e-4)
     weight_decay: WeightDecay = WeightDecay()
+    warm_decay: Literal["none", "one_cycle"] = "none"
     joint_decay: Literal["steps", "cosine", "none"] = "steps"
     decay_epochs: Count = 5
     decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -283,6 +286,9 @@ class TrainingSettings(_Frozen):
         optimizer: Learning rates.
         losses: Weights of the loss's terms.
         augmentation: What happens to training images.
+        warm_head: What learns to classify in the warm stage: the ``prototypes`` (paper), or a
+            ``linear`` layer on the max-pooled output of the backbone, dropped afterwards, which
+            teaches a backbone without pretrained weights much faster.
         precision: Of training steps; testing and projecting are always done in float32, so that a
             projected prototype equals its patch.
         freeze_batch_norm_after_projection: Keep batch-norm statistics still while the last layer
@@ -290,8 +296,8 @@ class TrainingSettings(_Frozen):
             drift (false).
         last_layer_images: ``augmented`` (paper), or ``plain``: un-augmented images, whose
             activations are computed once per stage. ``plain`` needs frozen batch norm.
-        test_every: Test after every so many warm and joint epochs; always tested after a projection
-            and at the end of each stage.
+        test_every: Test after every so many epochs; always tested after a projection and at the end
+            of each stage, and only then where ``last_layer_images`` are ``plain``.
         best_by: What, measured on the test images, makes a checkpoint ``best``. As in the papers
             there are no validation images, so the best checkpoint's accuracy is an optimistic one.
         keep_checkpoints: ``few`` (latest, the one before, best, last of each stage) or ``all``.
@@ -313,6 +319,7 @@ class TrainingSettings(_Frozen):
     optimizer: OptimizerSettings = OptimizerSettings()
     losses: LossSettings = LossSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
+    warm_head: Literal["prototypes", "linear"] = "prototypes"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     freeze_batch_norm_after_projection: bool = True
     last_layer_images: Literal["augmented", "plain"] = "augmented"
@@ -333,6 +340,11 @@ class TrainingSettings(_Frozen):
             raise wrong(
                 "last_layer_images",
                 "plain needs freeze_batch_norm_after_projection = true, else activations change",
+            )
+        if self.warm_head == "linear" and not self.optimizer.warm.backbone:
+            raise wrong(
+                "optimizer.warm.backbone",
+                "warm_head linear teaches the backbone, so its learning rate must be above 0",
             )
         if self.schedule.warm_epochs > self.schedule.epochs:
             raise wrong("schedule.warm_epochs", "there cannot be more warm epochs than epochs")

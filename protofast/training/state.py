@@ -7,13 +7,19 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from protofast.models import ProtoPNet
-from protofast.training.optimizers import LearningStage, optimizer_tensors, restore_optimizer
+from protofast.training.optimizers import (
+    LearningStage,
+    learnable,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from protofast.training.random_state import capture_random_states, restore_random_states
 from protofast.training.run_folder import load_weights, model_tensors
 
+_HEAD = "head/"
 TERMS = ("loss", "cross_entropy", "cluster", "separation", "l1")
 
 
@@ -63,9 +69,13 @@ def means(values: Tensor) -> dict[str, float]:
 
 @dataclass
 class State:
-    """Model, optimisers, and the place: ``batch`` batches of plan step ``step`` are done."""
+    """Model, optimisers, and the place: ``batch`` batches of plan step ``step`` are done.
+
+    ``head`` is the linear layer of ``warm_head = "linear"``.
+    """
 
     model: ProtoPNet
+    head: nn.Linear | None
     optimizers: dict[LearningStage, torch.optim.Adam]
     sums: EpochSums
     step: int = 0
@@ -78,7 +88,9 @@ class State:
         values, wins = self.sums.over_ranks(fabric)
         tensors = model_tensors(self.model) | {"sums.values": values, "sums.wins": wins}
         for stage, optimizer in self.optimizers.items():
-            tensors |= optimizer_tensors(self.model, stage, optimizer)
+            tensors |= optimizer_tensors(learnable(self.model, self.head), stage, optimizer)
+        if self.head is not None:
+            tensors |= {_HEAD + name: value for name, value in self.head.state_dict().items()}
         tensors |= capture_random_states(fabric)
         facts = {
             "model": self.model.config,
@@ -98,7 +110,12 @@ class State:
         """
         load_weights(self.model, tensors, name)
         for stage, optimizer in self.optimizers.items():
-            restore_optimizer(self.model, stage, optimizer, tensors)
+            restore_optimizer(learnable(self.model, self.head), stage, optimizer, tensors)
+        if self.head is not None:
+            weights = {key: value for key, value in tensors.items() if key.startswith(_HEAD)}
+            self.head.load_state_dict(
+                {key.removeprefix(_HEAD): value for key, value in weights.items()}
+            )
         place = facts["place"]
         self.step, self.batch = place["step"], place["batch"]
         self.sums.seconds = place["seconds"]

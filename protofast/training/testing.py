@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.nn import functional as F
 
 from protofast.data import Batch
-from protofast.models import ProtoPNet
 from protofast.scan import evaluating
 
 
 def run_test(
     fabric: Fabric,
-    model: ProtoPNet,
+    module: nn.Module,
     batches: Iterable[Batch],
     *,
+    classes: int,
     tick: Callable[[int], None],
 ) -> dict[str, Any]:
     """Accuracy, balanced accuracy (mean recall over the classes present) and cross entropy.
@@ -28,19 +29,20 @@ def run_test(
 
     Args:
         fabric: Over whose ranks the numbers are added up.
-        model: The bare model.
+        module: From images to an Output; the bare one.
         batches: This rank's share of the test images.
+        classes: C.
         tick: Called with the number of images of each finished batch.
     """
     started = time.monotonic()
-    counts = torch.zeros(3, model.num_classes, dtype=torch.float64, device=fabric.device)
-    with evaluating(model):
+    counts = torch.zeros(3, classes, dtype=torch.float64, device=fabric.device)
+    with evaluating(module):
         for batch in batches:
             if len(batch.labels):
-                logits = model(batch.images).logits
+                logits = module(batch.images).logits
                 losses = F.cross_entropy(logits, batch.labels, reduction="none")
                 right = logits.argmax(1) == batch.labels
-                of_class = F.one_hot(batch.labels, model.num_classes).to(torch.float64)  # [N, C]
+                of_class = F.one_hot(batch.labels, classes).to(torch.float64)  # [N, C]
                 values = torch.stack([torch.ones_like(losses), right.to(losses.dtype), losses])
                 counts += values.to(torch.float64) @ of_class
             tick(len(batch.labels))

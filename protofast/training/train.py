@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,22 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from protofast.data import Splits
-from protofast.errors import CheckpointError, RunFolderError, SettingsError
+from protofast.errors import CheckpointError, ProtofastError, SettingsError
 from protofast.files import write_atomically
 from protofast.models import ProtoPNet
 from protofast.training.build import build_data, build_model
 from protofast.training.engine import build_fabric, determinism, on_first_rank, stop_on_signals
 from protofast.training.environment import describe, record_start
 from protofast.training.journal import Journal
-from protofast.training.loop import Loop, Perturb
+from protofast.training.loop import Loop
 from protofast.training.optimizers import build_optimizers
+from protofast.training.pooled import build_head
 from protofast.training.progress import Progress, Silence
 from protofast.training.random_state import seed_everything
 from protofast.training.run_folder import RunFolder, check_classes
 from protofast.training.settings import Settings
 from protofast.training.settings_file import differences, settings_text
+from protofast.training.stages import Perturb
 from protofast.training.state import EpochSums, State
 
 # Settings that change neither the plan nor a single weight, so a resumed run may have others.
@@ -125,13 +128,14 @@ def train(
             _claim(run_folder, wanted, stack, resume=resume, allow_changes=allow_changes)
 
         on_first_rank(fabric, claim)
-        journal = _journal(run_folder, settings, fabric, progress or Silence())
-        stack.callback(journal.close)
-        data = data or _open_data(fabric, settings, data_progress)
-        state = _fresh_state(fabric, settings, model, len(data.train.classes))
-        _take_up(fabric, journal, state, data)
-        steps_before = state.step
-        loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
+        with _removed_if_refused(fabric, run_folder, resume):
+            journal = _journal(run_folder, settings, fabric, progress or Silence())
+            stack.callback(journal.close)
+            data = data or _open_data(fabric, settings, data_progress)
+            state = _fresh_state(fabric, settings, model, len(data.train.classes))
+            _take_up(fabric, journal, state, data)
+            steps_before = state.step
+            loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
         finished = loop.run()
     best = state.best or {"name": None, "test": None}
     return Result(
@@ -146,6 +150,17 @@ def train(
     )
 
 
+@contextlib.contextmanager
+def _removed_if_refused(fabric: Fabric, folder: RunFolder, resume: bool) -> Iterator[None]:
+    """Takes a new run's folder away again if its settings or data turn out to be impossible."""
+    try:
+        yield
+    except ProtofastError:
+        if not resume and fabric.is_global_zero:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
 def _claim(
     folder: RunFolder,
     settings: Settings,
@@ -156,10 +171,7 @@ def _claim(
 ) -> None:
     """Makes the run folder, or takes up the one that is there; locks it until the run ends."""
     if not resume:
-        try:
-            RunFolder.create(folder.path, settings)
-        except RunFolderError as error:
-            raise RunFolderError(f"{error} (to go on with a run: --resume)") from error
+        RunFolder.create(folder.path, settings)
         stack.enter_context(folder.lock())
         return
     there = RunFolder.open(folder.path).settings
@@ -219,10 +231,14 @@ def _fresh_state(
     if model.num_classes != num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, the data {num_classes}")
     model.to(fabric.device)
+    head = build_head(model) if settings.training.warm_head == "linear" else None
+    if head is not None:
+        head.to(fabric.device)
     seed_everything(settings.training.seed, fabric.global_rank)
     return State(
         model,
-        build_optimizers(model, settings.training.optimizer),
+        head,
+        build_optimizers(model, settings.training.optimizer, head=head),
         EpochSums(model.num_prototypes, fabric.device),
     )
 
@@ -238,6 +254,7 @@ def _take_up(fabric: Fabric, journal: Journal, state: State, data: Splits) -> No
         if found is not None:
             name, _, facts = found
             check_classes(facts["classes"], data.train.classes)
+            _mend_pointers(folder, name, facts)
             chosen.append(name)
             size[0] = facts["metrics_bytes"]
             if facts["place"]["step"] == facts["steps"]:
@@ -257,6 +274,15 @@ def _take_up(fabric: Fabric, journal: Journal, state: State, data: Splits) -> No
     for what in lost:
         journal.say(f"not restored: {what}")
     journal.say(f"resumed from checkpoint {name}: {state.step} of {facts['steps']} steps are done")
+
+
+def _mend_pointers(folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+    """Lets ``latest`` and ``best`` name checkpoints that exist, if they do not."""
+    if folder.pointer("latest") != name:
+        folder.point("latest", name)
+    there = folder.names()
+    if facts["best"] and facts["best"]["name"] in there and folder.pointer("best") not in there:
+        folder.point("best", facts["best"]["name"])
 
 
 def _newest_whole(journal: Journal) -> tuple[str, dict[str, Tensor], dict[str, Any]] | None:

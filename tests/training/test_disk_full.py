@@ -19,7 +19,7 @@ Tiny = Callable[..., Settings]
 
 @contextmanager
 def _largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond ``size`` bytes: writing more fails, as on a full disk."""
+    """No file may grow beyond ``size`` bytes: writing more fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -67,22 +67,26 @@ def test_a_checkpoint_that_does_not_fit(
 
 
 def test_numbers_that_do_not_fit(
-    tiny: Tiny, birds: Splits, undisturbed: RunFolder, tmp_path: Path
+    tiny: Tiny,
+    birds: Splits,
+    undisturbed: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "run"
     lines = undisturbed.metrics.read_bytes().splitlines(keepends=True)
     first = len(b"".join(line for line in lines if json.loads(line)["step"] < 2))
+    original = RunFolder.append_metrics
+
+    def limited(folder: RunFolder, rows: list[dict[str, object]]) -> None:
+        # Enough for some lines; the checkpoints, which are larger, must not be in the way.
+        with _largest_file(first + 40):
+            original(folder, rows)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", limited)
     with pytest.raises(OSError, match="File too large") as caught:
-        # Enough for some lines of metrics; the checkpoints must not be in the way.
-        with pytest.MonkeyPatch.context() as patch:
-            original = RunFolder.append_metrics
-
-            def limited(folder: RunFolder, rows: object) -> None:
-                with _largest_file(first + 40):
-                    original(folder, rows)  # type: ignore[arg-type]
-
-            patch.setattr(RunFolder, "append_metrics", limited)
-            train(tiny(), path, data=birds)
+        train(tiny(), path, data=birds)
+    monkeypatch.undo()
     assert str(caught.value.filename).endswith("metrics.jsonl")
     folder = RunFolder.open(path)
     latest = folder.pointer("latest")

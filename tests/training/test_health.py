@@ -41,9 +41,26 @@ def test_constant_channels() -> None:
 
 def test_messages_are_one_line_however_many() -> None:
     groups = [[2 * k, 2 * k + 1] for k in range(500)]
-    warning = health.warn_of_groups("duplicates", "are the same", groups, 1000)
-    assert warning.message.startswith("500 of 1000 prototypes are the same: 0=1, 2=3")
-    assert len(warning.message) < 120
+    (warning,) = health.duplicate_prototypes(groups, 1000)
+    assert warning.message.startswith("500 of 1000 prototypes show the same place")
+    assert ": 0=1, 2=3, " in warning.message
+    assert len(warning.message) < 150
     assert len(warning.prototypes) == 1000
-    warning = health.warn_of_prototypes("idle", "never won", list(range(40)), 100)
-    assert warning.message == "40 of 100 prototypes never won: 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    wins = torch.ones(100)
+    wins[:40] = 0
+    (warning,) = health.never_winning(wins)
+    assert warning.message.startswith("40 of 100 prototypes were never the nearest of their class")
+    assert warning.message.endswith(": 0, 1, 2, 3, 4, 5, 6, 7, ...")
+    assert warning.row()["prototypes"] == list(range(40))
+
+
+def test_health_is_silent() -> None:
+    torch.manual_seed(0)
+    assert health.never_winning(torch.ones(3)) == []
+    assert health.collapsed_prototypes(torch.rand(5, 4)) == []
+    assert health.duplicate_prototypes([], 5) == []
+    features = torch.rand(3, 4, 2, 2)
+    features[:, :2] = 0.5
+    assert health.dead_features(features) == []
+    features[:, 2] = 0
+    assert "3 of 4 channels" in health.dead_features(features)[0].message

@@ -81,7 +81,7 @@ def test_models_come_back_and_missing_ones_are_named(
         assert not loaded.model.training
         for one, other in zip(model.parameters(), loaded.model.parameters(), strict=True):
             assert torch.equal(one, other)
-    with pytest.raises(CheckpointError, match="no checkpoint joint-3 in .*; there are joint-2"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint joint-3 in .*; there are joint-2"):
         folder.load_model("joint-3")
     other = build_model(tiny("model.depth=9").model, settings.data, num_classes=3)
     folder.write("odd", model_tensors(other), facts)

@@ -183,7 +183,7 @@ def test_a_finished_run_is_finished(done: Result, birds: Splits) -> None:
 
 
 def test_an_existing_run_is_not_overwritten(done: Result, tiny: Tiny, birds: Splits) -> None:
-    with pytest.raises(RunFolderError, match="already holds a run.*resume"):
+    with pytest.raises(RunFolderError, match=r"already holds a run.*resume"):
         train(tiny(), done.folder.path, data=birds)
     with pytest.raises(RunFolderError, match="no run folder"):
         train(tiny(), done.folder.path / "other", resume=True, data=birds)
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     folder = RunFolder.open(path)
     file = folder.checkpoints / "last_layer-2-1.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="cut short.*others in this run: .*project-2"):
+    with pytest.raises(CheckpointError, match=r"cut short.*others in this run: .*project-2"):
         folder.load_model("latest")
     result = train(None, path, resume=True, data=birds)
     assert result.finished
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     _assert_equal(_weights(done.folder), _weights(folder))
     for name in folder.names():
         (folder.checkpoints / f"{name}.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
         train(None, path, resume=True, data=birds)
 
 
