@@ -106,9 +106,7 @@ def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
 
 
 def test_only_ops_speaks_of_torch_ops() -> None:
-    speakers = {
-        _part_of_file(path) for path in FILES if "torch.ops" in path.read_text()
-    }
+    speakers = {_part_of_file(path) for path in FILES if "torch.ops" in path.read_text()}
     assert speakers <= {"ops", "_build"}
 
 
