@@ -79,7 +79,8 @@ void check_inputs(const Tensor& features, const Tensor& prototypes) {
       "nearest_patch: expected features [N, D, H, W] and prototypes [P, D]"
   );
   STD_TORCH_CHECK(
-      features.size(2) * features.size(3) > 0, "nearest_patch: features have no locations"
+      features.size(1) > 0 && features.size(2) * features.size(3) > 0,
+      "nearest_patch: features need at least one channel and one location"
   );
   STD_TORCH_CHECK(
       features.is_cuda() && prototypes.is_cuda() &&

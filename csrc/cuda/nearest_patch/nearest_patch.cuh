@@ -100,13 +100,15 @@ PROTOFAST_HOST_DEVICE bool is_nearer(Compute candidate, Compute best) {
   return candidate < best || candidate != candidate;
 }
 
+// Multiplications and additions are fused by name, not where the compiler likes: so the same
+// numbers give the same bits whatever their dtype in memory.
 template <Metric kMetric, typename Compute>
-PROTOFAST_HOST_DEVICE Compute term(Compute z, Compute p) {
+PROTOFAST_HOST_DEVICE Compute add_term(Compute sum, Compute z, Compute p) {
   if constexpr (kMetric == Metric::kSquaredL2 || kMetric == Metric::kL2) {
     const Compute difference = z - p;
-    return difference * difference;
+    return std::fma(difference, difference, sum);
   } else {
-    return -z * p;
+    return std::fma(-z, p, sum);
   }
 }
 
@@ -119,7 +121,7 @@ PROTOFAST_HOST_DEVICE Compute squared_norm(const Number* values, int64_t count, 
     Compute run = 0;
     for (int64_t d = start; d < end; ++d) {
       const Compute value = static_cast<Compute>(values[d * stride]);
-      run += value * value;
+      run = std::fma(value, value, run);
     }
     total += run;
   }
@@ -187,7 +189,8 @@ struct NearestOfPair {
       for (int64_t d = start; d < end; ++d) {
         const Compute p = prototype[d * prototype_count];
         for (int t = 0; t < kTile; ++t) {
-          run[t] += term<kMetric>(static_cast<Compute>(patches[t][d * layout.channel_stride]), p);
+          const Compute z = static_cast<Compute>(patches[t][d * layout.channel_stride]);
+          run[t] = add_term<kMetric>(run[t], z, p);
         }
       }
       for (int t = 0; t < kTile; ++t) tile[t] += run[t];
@@ -223,7 +226,8 @@ struct DistanceGradient {
     Compute gradient = 0;
     if (grad_distances != nullptr) gradient += grad_distances[index];
     if (grad_activations != nullptr) {
-      gradient += grad_activations[index] * similarity.derivative(distances[index]);
+      const Compute slope = similarity.derivative(distances[index]);
+      gradient = std::fma(grad_activations[index], slope, gradient);
     }
     gradients[index] = gradient;
   }
@@ -269,22 +273,25 @@ struct Backward {
   FeatureLayout layout;
   int64_t image_count, prototype_count;
 
-  // Gradient for one channel `own` of one vector of a pair, whose other vector has `other` there.
-  PROTOFAST_HOST_DEVICE Compute channel_gradient(
-      int64_t pair, Compute own, Compute other, Compute own_norm, Compute other_norm
+  // Adds the gradient for one channel, `own`, of one vector of a pair, whose other vector has
+  // `other` there.
+  PROTOFAST_HOST_DEVICE Compute add_gradient(
+      Compute sum, int64_t pair, Compute own, Compute other, Compute own_norm, Compute other_norm
   ) const {
     const Compute gradient = gradients[pair];
     const Compute distance = distances[pair];
     switch (metric) {
       case Metric::kSquaredL2:
-        return Compute(2) * gradient * (own - other);
+        return std::fma(Compute(2) * gradient, own - other, sum);
       case Metric::kL2:
-        return distance == Compute(0) ? Compute(0) : gradient / distance * (own - other);
+        return distance == Compute(0) ? sum : std::fma(gradient / distance, own - other, sum);
       case Metric::kDot:
-        return -gradient * other;
-      default:  // cosine = -distance
-        if (own_norm == Compute(0) || other_norm == Compute(0)) return Compute(0);
-        return -gradient * (other / other_norm + distance * (own / own_norm)) / own_norm;
+        return std::fma(-gradient, other, sum);
+      default: {  // the cosine is -distance
+        if (own_norm == Compute(0) || other_norm == Compute(0)) return sum;
+        const Compute across = std::fma(distance, own / own_norm, other / other_norm);
+        return std::fma(-gradient / own_norm, across, sum);
+      }
     }
   }
 
@@ -315,8 +322,8 @@ struct FeatureGradient {
     for (int64_t p = 0; p < backward.prototype_count; ++p) {
       if (backward.locations[first_pair + p] != at.location) continue;
       const Compute other = backward.prototypes[p * layout.depth + at.channel];
-      sum += backward.channel_gradient(
-          first_pair + p, own, other, own_norm, backward.prototype_norm(p)
+      sum = backward.add_gradient(
+          sum, first_pair + p, own, other, own_norm, backward.prototype_norm(p)
       );
     }
     grad_features
@@ -345,8 +352,8 @@ struct PrototypeGradient {
       if (location < 0 || location >= layout.locations) continue;
       const int64_t offset = layout.patch(n, location) + channel * layout.channel_stride;
       const Compute other = static_cast<Compute>(backward.features[offset]);
-      sum +=
-          backward.channel_gradient(pair, own, other, own_norm, backward.patch_norm(n, location));
+      sum =
+          backward.add_gradient(sum, pair, own, other, own_norm, backward.patch_norm(n, location));
     }
     grad_prototypes[index] = sum;
   }
