@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from protofast.ops import NearestPatch, distance_map, mean_distance, nearest_patch, similarity_map
+from protofast.ops._library import cpu_instruction_set
 
 # opcheck itself looks at the gradients of its copies of inputs with gaps.
 ignore_opchecks_own_warning = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -251,3 +252,29 @@ def test_no_map_is_kept_for_the_backward() -> None:
         nearest_patch(features, prototypes)
     assert sizes
     assert max(sizes) == features.numel()
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_distances() -> None:
+    """N * P * H * W beyond 32 bits; there is memory only for what is not a map."""
+    features = 1 + torch.rand(2, 1, 513, 511, generator=torch.Generator().manual_seed(0))
+    features[0, 0, 512, 510] = 0.5
+    features[1, 0, 100, 7] = 0.5
+    prototypes = -torch.rand(4200, 1, generator=torch.Generator().manual_seed(1))
+    if cpu_instruction_set() == "reference":
+        pytest.skip("takes minutes without protofast's CPU kernels")
+    found = nearest_patch(features, prototypes)
+    assert found.distances.numel() * 513 * 511 > 2**31
+    assert (found.locations[0] == 513 * 511 - 1).all()
+    assert (found.locations[1] == 100 * 511 + 7).all()
+    torch.testing.assert_close(found.distances[0], (0.5 - prototypes[:, 0]).square())
+
+
+def test_more_blocks_than_a_grid_has_rows() -> None:
+    features, prototypes = wanting_gradients(random_problem(Shape(70000, 1, 1, 1, 1)))
+    found = nearest_patch(features, prototypes)
+    expected = (features.flatten() - prototypes).square().view(-1, 1)
+    torch.testing.assert_close(found.distances, expected)
+    features, prototypes = random_problem(Shape(1, 70000, 1, 1, 1))
+    found = nearest_patch(features, prototypes)
+    torch.testing.assert_close(found.distances, (features.flatten() - prototypes).square().t())

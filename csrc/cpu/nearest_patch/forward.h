@@ -1,6 +1,7 @@
 // Puts the kernels of nearest_patch together: memory, and tasks for threads. No torch.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -37,6 +38,10 @@ class ChunkWorkspace {
         ),
         terms_(round_up(images * features.locations, kernels.block_rows)),
         largest_(images),
+        table_bits_(
+            static_cast<int>(std::bit_width(static_cast<uint64_t>(features.locations))) + 1
+        ),
+        table_(int64_t{1} << table_bits_),
         packed_{
             0,
             features.locations,
@@ -44,7 +49,9 @@ class ChunkWorkspace {
             storage_.data(),
             blocks_.data(),
             terms_.data(),
-            largest_.data()
+            largest_.data(),
+            table_.data(),
+            table_bits_
         } {}
 
   const PackedImages<T>& pack(
@@ -68,6 +75,8 @@ class ChunkWorkspace {
   Workspace<T> blocks_;
   Workspace<T> terms_;
   Workspace<T> largest_;
+  int table_bits_;
+  Workspace<uint32_t> table_;
   PackedImages<T> packed_;
   int64_t first_image_ = -1;
 };

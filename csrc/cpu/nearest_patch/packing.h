@@ -1,5 +1,6 @@
-// Prototypes and patches in the layouts that the search reads, and what it knows about each of them.
-// For the translation units of one instruction set; see cpu/vector.h and, for the why, kernel.h.
+// Prototypes and patches in the layouts that the search reads, and what it knows about each of
+// them. For the translation units of one instruction set; see cpu/vector.h and, for the why,
+// kernel.h.
 #pragma once
 
 #include "cpu/nearest_patch/kernels.h"
@@ -101,18 +102,29 @@ inline bool same_patch(PatchRows<T> patches, int64_t a, int64_t b, int64_t depth
 }
 
 // Makes the squared norms of patches that repeat an earlier one NaN, which no comparison takes.
+// `table` is a hash table by squared norm, of 2^table_bits > L slots: location + 1, or 0.
 template <typename T>
-inline void mark_repetitions(PatchRows<T> patches, int64_t locations, int64_t depth, T* squared) {
-  for (int64_t l = 1; l < locations; ++l) {
-    const T norm = squared[l];
-    int64_t equals = 0;
-    for (int64_t k = 0; k < l; ++k) equals += squared[k] == norm;
-    if (equals == 0) continue;
-    for (int64_t k = 0; k < l; ++k) {
-      if (squared[k] == norm && same_patch(patches, k, l, depth)) {
-        squared[l] = Limits<T>::kNan;
-        break;
-      }
+inline void mark_repetitions(
+    PatchRows<T> patches,
+    int64_t locations,
+    int64_t depth,
+    uint32_t* table,
+    int table_bits,
+    T* squared
+) {
+  const uint64_t mask = (uint64_t{1} << table_bits) - 1;
+  __builtin_memset(table, 0, (mask + 1) * sizeof(*table));
+  for (int64_t l = 0; l < locations; ++l) {
+    const uint64_t bits = __builtin_bit_cast(uint64_t, static_cast<double>(squared[l]));
+    uint64_t slot = (bits * 0x9E3779B97F4A7C15) >> (64 - table_bits);
+    for (; table[slot] != 0; slot = (slot + 1) & mask) {
+      const int64_t earlier = table[slot] - 1;
+      if (squared[earlier] == squared[l] && same_patch(patches, earlier, l, depth)) break;
+    }
+    if (table[slot] == 0) {
+      table[slot] = static_cast<uint32_t>(l + 1);
+    } else {
+      squared[l] = Limits<T>::kNan;
     }
   }
 }
@@ -125,12 +137,12 @@ inline T score_term(T squared, Metric metric) {
   return squared == 0 ? T(0) : static_cast<T>(1.0 / __builtin_sqrt(squared));
 }
 
-// Turns the squared norms of an image's rows into terms; returns its largest norm, NaN if some norm
-// is out of the range in which scores can be trusted.
+// Turns the squared norms of the rows of image n into terms, and finds its largest norm: NaN if
+// some norm is out of the range in which scores can be trusted.
 template <typename T>
-inline T find_terms(
-    PatchRows<T> patches, int64_t locations, int64_t depth, Metric metric, T* terms
-) {
+inline void find_terms(const PackedImages<T>& images, int64_t n, int64_t depth, Metric metric) {
+  const int64_t locations = images.locations;
+  T* terms = images.terms + n * locations;
   T largest = 0;
   bool usable = true;
   for (int64_t l = 0; l < locations; ++l) {
@@ -139,10 +151,10 @@ inline T find_terms(
     usable &= squared <= Limits<T>::kLargestNorm;
     usable &= metric != Metric::kCosine || squared == 0 || squared >= Limits<T>::kSmallestNorm;
   }
-  if (!usable) return Limits<T>::kNan;
-  mark_repetitions(patches, locations, depth, terms);
+  images.largest[n] = usable ? static_cast<T>(__builtin_sqrt(largest)) : Limits<T>::kNan;
+  if (!usable) return;
+  mark_repetitions(images.patches[n], locations, depth, images.table, images.table_bits, terms);
   for (int64_t l = 0; l < locations; ++l) terms[l] = score_term(terms[l], metric);
-  return static_cast<T>(__builtin_sqrt(largest));
 }
 
 template <typename T>
@@ -173,10 +185,7 @@ void pack_images(
   for (int64_t b = 0; b < blocks; ++b) {
     column_norms<T, kRows>(images.blocks + b * kRows * depth, depth, images.terms + b * kRows);
   }
-  for (int64_t n = 0; n < images.count; ++n) {
-    T* terms = images.terms + n * locations;
-    images.largest[n] = find_terms(images.patches[n], locations, depth, prototypes.metric, terms);
-  }
+  for (int64_t n = 0; n < images.count; ++n) find_terms(images, n, depth, prototypes.metric);
 }
 
 }  // namespace
