@@ -125,8 +125,11 @@ class RunFolder:
         Raises:
             RunFolderError: It is damaged.
         """
+        file = self.path / "settings.toml"
         try:
-            return load_settings(self.path / "settings.toml")
+            if file.stat().st_size == 0:
+                raise SettingsError(f"{file} is empty")
+            return load_settings(file)
         except SettingsError as error:
             raise RunFolderError(f"{error}; the run's settings are damaged: correct them") from None
 

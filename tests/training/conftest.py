@@ -42,6 +42,23 @@ last_layer_passes = 1
 """
 
 
+SCRATCH = (
+    "training.warm_head=linear",
+    "training.optimizer.warm.backbone=0.004",
+    "training.optimizer.warm_decay=one_cycle",
+    "training.optimizer.joint_decay=cosine",
+    "training.last_layer_images=plain",
+    "model.prototype_init=patches",
+)
+"""How the recipes for training from scratch differ from the paper's."""
+
+
+@pytest.fixture(scope="session")
+def scratch() -> tuple[str, ...]:
+    """Overrides for training from scratch."""
+    return SCRATCH
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Results on the CPU are bit-equal at the same number of threads only."""

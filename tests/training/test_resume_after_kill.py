@@ -20,9 +20,9 @@ def _timeless(folder: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def test_ten_kills_change_no_bit(tiny_file: Path, tmp_path: Path) -> None:
+def test_ten_kills_change_no_bit(tiny_file: Path, scratch: tuple[str, ...], tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_and_resume.py")
-    overrides = ["training.checkpoint_seconds=0", "training.schedule.epochs=7"]
+    overrides = ["training.checkpoint_seconds=0", "training.schedule.epochs=7", *scratch]
     ran = subprocess.run(
         [sys.executable, str(script), str(tiny_file), str(tmp_path), str(KILLS), *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},

@@ -7,7 +7,7 @@ import pytest
 from protofast.data import Splits
 from protofast.training import Settings, build_model, load_settings
 from protofast.training.optimizers import build_optimizers
-from protofast.training.schedule import joint_factor, plan
+from protofast.training.schedule import joint_factor, plan, warm_factor
 
 
 def _paper(*overrides: str) -> Settings:
@@ -68,6 +68,22 @@ def test_cosine_falls_from_1_to_0_within_epochs() -> None:
     assert factors == sorted(factors, reverse=True)
     assert factors[4] == pytest.approx(0.5)
     assert 0 < factors[-1] < 0.1
+
+
+def test_one_cycle_rises_over_a_fifth_and_falls_to_0() -> None:
+    settings = _paper("training.optimizer.warm_decay=one_cycle", "training.schedule.warm_epochs=5")
+    training = settings.training
+    factors = [
+        warm_factor(k, part, optimizer=training.optimizer, schedule=training.schedule)
+        for k in range(5)
+        for part in (0.0, 0.5)
+    ]
+    assert factors[:3] == [0.0, 0.5, 1.0]
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+    assert 0 < factors[-1] < 0.05
+    paper = _paper().training
+    constant = warm_factor(3, 0.7, optimizer=paper.optimizer, schedule=paper.schedule)
+    assert constant == 1.0
 
 
 def test_a_last_projection_is_added_once_where_asked_for() -> None:

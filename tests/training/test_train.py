@@ -1,6 +1,8 @@
 """Whole small runs: what they leave behind, how they stop, and how they are taken up again."""
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from protofast.data import Batches, Splits
 from protofast.errors import CheckpointError, ProtofastError, RunFolderError, SettingsError
-from protofast.training import Result, RunFolder, Settings, train
+from protofast.training import Result, RunFolder, Settings, build_model, train
 from protofast.training.progress import Silence
+from protofast.training.prototype_init import start_from_patches
 
 Tiny = Callable[..., Settings]
 PLAN = [
@@ -127,16 +130,19 @@ class _StopAfter(Silence):
             self.event.set()
 
 
+@pytest.mark.parametrize("from_scratch", [False, True])
 def test_a_stopped_run_goes_on_bit_for_bit(
-    done: Result, tiny: Tiny, birds: Splits, tmp_path: Path
+    from_scratch: bool, tiny: Tiny, scratch: tuple[str, ...], birds: Splits, tmp_path: Path
 ) -> None:
+    settings = tiny(*(scratch if from_scratch else ()))
+    done = train(settings, tmp_path / "undisturbed", data=birds)
     starts = 0
     result = None
     # Every third call: within epochs, projections and tests.
     while result is None or not result.finished:
         stop = threading.Event()
         result = train(
-            tiny(),
+            settings,
             tmp_path / "run",
             resume=starts > 0,
             data=birds,
@@ -155,23 +161,25 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert result.best == done.best
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_leave_a_run_to_resume(
-    tiny: Tiny, birds: Splits, tmp_path: Path
+    number: signal.Signals, done: Result, tiny: Tiny, birds: Splits, tmp_path: Path
 ) -> None:
-    import os
-    import signal
+    class Press(Silence):
+        calls = 0
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        path = tmp_path / number.name
-        before = signal.getsignal(number)
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
-        timer.start()
-        endless = tiny("training.schedule.epochs=100000")
-        result = train(endless, path, data=birds)
-        timer.join()
-        assert not result.finished
-        assert signal.getsignal(number) is before
-        assert (path / "checkpoints" / "latest").exists()
+        def advance(self, *args: object, **kwargs: object) -> None:
+            self.calls += 1
+            if self.calls == 5:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    result = train(tiny(), tmp_path / "run", data=birds, progress=Press())
+    assert not result.finished
+    assert result.folder.pointer("latest") == "joint-1-partial"
+    assert signal.getsignal(number) is before
+    assert train(None, tmp_path / "run", resume=True, data=birds).finished
+    _assert_equal(_weights(done.folder), _weights(result.folder))
 
 
 def test_a_finished_run_is_finished(done: Result, birds: Splits) -> None:
@@ -244,6 +252,47 @@ def test_plain_last_layer_images_learn_from_stored_activations(
     assert losses[1] < losses[0]
 
 
+def test_a_linear_head_teaches_the_backbone_and_goes(
+    tiny: Tiny, scratch: tuple[str, ...], birds: Splits, tmp_path: Path
+) -> None:
+    result = train(tiny(*scratch), tmp_path / "run", data=birds)
+    warm, joint = (_weights(result.folder, name) for name in ("warm-0", "joint-2"))
+    assert warm["head/weight"].shape == (3, 192)
+    assert torch.equal(warm["head/weight"], joint["head/weight"])
+    first = next(row for row in result.folder.rows() if row["kind"] == "epoch")
+    assert first["loss"] == first["cross_entropy"]
+    assert "cluster" not in first
+    model = result.folder.load_model("latest").model
+    assert not any("head" in name for name in model.state_dict())
+
+
+def test_prototypes_start_as_centres_of_their_own_class(
+    tiny: Tiny, scratch: tuple[str, ...], birds: Splits
+) -> None:
+    settings = tiny(*scratch)
+    torch.manual_seed(0)
+    model = build_model(settings.model, settings.data, num_classes=3)
+    some = birds.train.subset((birds.train.labels != 2).nonzero()[:, 0])
+    before = model.prototypes.detach().clone()
+    seen: list[int] = []
+    start_from_patches(model, some, head=None, batch_size=5, seed=1, tick=seen.append)
+    assert sum(seen) == len(some)
+    assert torch.equal(model.prototypes[4:], before[4:]), "class 2 has no images"
+    model.eval()
+    with torch.no_grad():
+        features = model.features(next(iter(Batches(some, 99))).images)
+    for label in (0, 1):
+        patches = features[some.labels == label].permute(0, 2, 3, 1).flatten(0, 2)
+        own = model.prototypes[2 * label : 2 * label + 2].detach()
+        nearest = torch.cdist(patches, own).argmin(dim=1)
+        for number in (0, 1):
+            torch.testing.assert_close(own[number], patches[nearest == number].mean(0))
+    again = build_model(settings.model, settings.data, num_classes=3)
+    again.load_state_dict(model.state_dict())
+    start_from_patches(again, some, head=None, batch_size=5, seed=1, tick=seen.append)
+    assert torch.equal(model.prototypes, again.prototypes)
+
+
 def test_perturb_sees_every_training_image(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -284,8 +333,6 @@ def test_a_class_without_images_is_told(tiny: Tiny, birds: Splits, tmp_path: Pat
 
 
 def test_sick_prototypes_are_told_once_per_stage(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
-    from protofast.training import build_model
-
     settings = tiny()
     model = build_model(settings.model, settings.data, num_classes=3)
     with torch.no_grad():
