@@ -34,6 +34,9 @@ def build_fabric(settings: TrainingSettings, device: torch.device | None = None)
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     elif device is not None and device.index is not None and device.type == "cuda":
         devices = [device.index]
+    on_cpu = "cpu" in (accelerator, device and device.type) or not torch.cuda.is_available()
+    if settings.precision == "16-mixed" and on_cpu:
+        raise SettingsError("training.precision = 16-mixed needs a GPU; on the CPU use bf16-mixed")
     several = nodes > 1 or devices not in (1, [device.index if device is not None else 0])
     try:
         fabric = Fabric(

@@ -13,6 +13,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from protofast.scan import gather_ranks
+
 
 def seed_everything(seed: int, rank: int) -> None:
     """Seeds Python, NumPy and PyTorch; every rank differently."""
@@ -37,7 +39,8 @@ def capture_random_states(fabric: Fabric) -> dict[str, Tensor]:
     }
     if fabric.device.type == "cuda":
         own["random.cuda"] = torch.cuda.get_rng_state(fabric.device)
-    return {key: _of_all_ranks(fabric, state) for key, state in own.items()}
+    # The backend of the ranks may only know the device's own memory.
+    return {key: gather_ranks(state.to(fabric.device)).cpu() for key, state in own.items()}
 
 
 def restore_random_states(fabric: Fabric, states: dict[str, Tensor]) -> bool:
@@ -55,11 +58,3 @@ def restore_random_states(fabric: Fabric, states: dict[str, Tensor]) -> bool:
     if fabric.device.type == "cuda" and "random.cuda" in own:
         torch.cuda.set_rng_state(own["random.cuda"], fabric.device)
     return True
-
-
-def _of_all_ranks(fabric: Fabric, state: Tensor) -> Tensor:
-    if fabric.world_size == 1:
-        return state.unsqueeze(0)
-    gathered = fabric.all_gather(state.to(fabric.device))
-    assert isinstance(gathered, Tensor)
-    return gathered.cpu()

@@ -322,6 +322,16 @@ def test_mixed_precision_still_projects_in_float32(
     assert all(distances[row["image_index"], row["prototype"]] == 0 for row in rows)
 
 
+def test_what_this_machine_lacks_is_named(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
+    half = tiny("training.precision=16-mixed")
+    with pytest.raises(SettingsError, match="16-mixed needs a GPU; on the CPU use bf16-mixed"):
+        train(half, tmp_path / "run", data=birds, device=torch.device("cpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match=r"accelerator = cuda.* cannot be had here"):
+            train(tiny("training.accelerator=cuda"), tmp_path / "run", data=birds)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_class_without_images_is_told(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     some = birds.project.subset((birds.project.labels != 1).nonzero()[:, 0])
     result = train(tiny(), tmp_path / "run", data=Splits(birds.train, some, birds.test))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from protofast.training import build_data, build_model, load_settings, train
 
 
 def main(settings_file: Path, folder: Path) -> None:
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     settings = load_settings(settings_file)
     model = build_model(settings.model, settings.data, num_classes=3)
