@@ -55,7 +55,8 @@ void find_centre(const PackedPrototypes<T>& prototypes) {
 template <typename T, int width>
 inline void column_norms(const T* packed, int64_t depth, T* norms) {
   constexpr int kVectors = (width + kWidth<T> - 1) / kWidth<T>;
-  static_assert(kVectors * kWidth < T > -width <= kBlockSlack);  // the last load reads beyond
+  constexpr int kRead = kWidth<T> * kVectors;
+  static_assert(kRead - width <= kBlockSlack);  // how far the last load reads beyond the columns
   Vector<T> sums[kVectors] = {};
   for (int64_t d = 0; d < depth; ++d) {
     for (int v = 0; v < kVectors; ++v) {
@@ -73,8 +74,9 @@ void pack_panel(const PackedPrototypes<T>& prototypes, int64_t panel) {
   const int64_t used = at_most(prototypes.count - first, kLanes<T>);
   for (int64_t lane = 0; lane < used; ++lane) {
     const T* row = prototypes.rows + (first + lane) * depth;
-    for (int64_t d = 0; d < depth; ++d)
+    for (int64_t d = 0; d < depth; ++d) {
       packed[d * kLanes<T> + lane] = row[d] - prototypes.centre[d];
+    }
   }
   for (int64_t lane = used; lane < kLanes<T>; ++lane) {
     for (int64_t d = 0; d < depth; ++d) packed[d * kLanes<T> + lane] = 0;
@@ -167,7 +169,7 @@ void pack_images(
   const int64_t depth = prototypes.depth, locations = images.locations;
   const int64_t rows = images.count * locations;
   for (int64_t n = 0; n < images.count; ++n) {
-    T* storage = images.storage + n * locations * depth;
+    T* storage = rows_in_place<T>(features) ? nullptr : images.storage + n * locations * depth;
     const PatchRows<T> patches = read_patches(features, first_image + n, storage);
     images.patches[n] = patches;
     for (int64_t l = 0; l < locations; ++l) {
