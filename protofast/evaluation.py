@@ -17,7 +17,7 @@ from torch import Tensor
 
 from protofast.data import Batch, ImageSet
 from protofast.errors import DataError
-from protofast.files import write_atomically
+from protofast.files import write_together
 from protofast.models.protocol import PrototypeModel
 from protofast.scan import evaluating
 
@@ -164,24 +164,17 @@ def write_evaluation(
     folder = Path(run_folder) / FOLDER
     folder.mkdir(exist_ok=True)
     names = images.classes
-    write_atomically(
-        folder / "confusion.csv",
-        _csv(
-            ["true / predicted", *names],
-            [[name, *row] for name, row in zip(names, metrics.confusion.tolist(), strict=True)],
-        ),
+    confusion = _csv(
+        ["true / predicted", *names],
+        [[name, *row] for name, row in zip(names, metrics.confusion.tolist(), strict=True)],
     )
-    write_atomically(
-        folder / "per_class.csv",
-        _csv(
-            ["class", "images", "precision", "recall", "auroc"],
-            [
-                [name, row.support, row.precision, row.recall, row.auroc]
-                for name, row in zip(names, metrics.classes, strict=True)
-            ],
-        ),
+    per_class = _csv(
+        ["class", "images", "precision", "recall", "auroc"],
+        [
+            [name, row.support, row.precision, row.recall, row.auroc]
+            for name, row in zip(names, metrics.classes, strict=True)
+        ],
     )
-    write_atomically(folder / "predictions.csv", _predictions_csv(predictions, images))
     numbers = {
         "checkpoint": checkpoint,
         "images": metrics.images,
@@ -191,7 +184,14 @@ def write_evaluation(
         "auroc": metrics.auroc,
         "cross_entropy": metrics.cross_entropy,
     }
-    write_atomically(folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")
+    write_together(
+        {
+            folder / "confusion.csv": confusion,
+            folder / "per_class.csv": per_class,
+            folder / "predictions.csv": _predictions_csv(predictions, images),
+            folder / "metrics.json": json.dumps(numbers, indent=2) + "\n",
+        }
+    )
     return metrics
 
 

@@ -1,9 +1,10 @@
-"""Writing a file so that a reader, or a later start, finds the old one or the new one, never half of it."""
+"""Writing a file so that a reader finds the old one or the new one, never half of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -17,19 +18,34 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     Raises:
         OSError: Nothing was changed; ``filename`` is ``path`` (a full disk, say).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({Path(path): content})
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """Writes files as :func:`write_atomically` does; none is renamed before all are written.
+
+    Raises:
+        OSError: Nothing was changed; ``filename`` is the file that could not be written.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    path = None
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        for path, content in contents.items():
+            with temporaries[path].open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+        for folder in {path.parent for path in contents}:
+            sync_folder(folder)
+    except BaseException as error:
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -27,6 +27,7 @@ from protofast.training import (
     RunFolder,
     Settings,
     build_data,
+    check_changes,
     check_classes,
     for_terminal,
 )
@@ -107,10 +108,11 @@ def train_and_report(
         report: Whether to evaluate, explain and report at the end.
         device: Where to compute.
     """
+    # Before the images are read, which may take a while.
     if resume:
-        open_run(path, change=True)
+        check_changes(open_run(path, change=True), settings, allow=allow_changes)
     else:
-        RunFolder.check_free(path)  # before the images are read, which may take a while
+        RunFolder.check_free(path)
     with progress_bar() as tell:
         data = build_data(
             settings.data, progress=lambda done, total: tell("reading images", done, total)

@@ -43,6 +43,7 @@ whose value is unknown holds null.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -87,19 +88,34 @@ class Writer:
 
     def __exit__(self, *error: object) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
+        self._settle(self._old)
+
+    def _settle(self, old: Path) -> None:
+        """Removes older explanations, or puts them back if no newer ones have taken their place."""
+        if not self._final.exists():
+            with contextlib.suppress(FileNotFoundError):
+                old.rename(self._final)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Removes what killed processes left behind."""
+        """Tidies up what killed processes left behind."""
         for path in self._final.parent.glob(f".{FOLDER}-*"):
             process = path.name.removeprefix(f".{FOLDER}-").removesuffix("-old")
-            if process == str(os.getpid()) or not (process.isdigit() and _alive(int(process))):
+            if process != str(os.getpid()) and process.isdigit() and _alive(int(process)):
+                continue
+            if path.name.endswith("-old"):
+                self._settle(path)
+            else:
                 shutil.rmtree(path, ignore_errors=True)
 
     def add(self, name: str, content: bytes) -> None:
         """Writes one file; ``name`` is relative to the folder."""
         path = self._temporary / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+        try:
+            path.write_bytes(content)
+        except OSError as error:  # a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(self._final / name)) from error
 
     def finish(self, summary: Mapping[str, Any]) -> Path:
         """Writes the summary and replaces the explanations that were there before."""
@@ -109,7 +125,6 @@ class Writer:
             self._final.rename(self._old)
         self._temporary.rename(self._final)
         sync_folder(self._final.parent)
-        shutil.rmtree(self._old, ignore_errors=True)
         return self._final
 
 

@@ -6,7 +6,7 @@ from protofast.training.refine import Refined, project_run, prune_run
 from protofast.training.run_folder import LoadedModel, RunFolder, check_classes
 from protofast.training.settings import Settings
 from protofast.training.settings_file import differences, load_settings, recipes
-from protofast.training.train import Result, train
+from protofast.training.train import Result, check_changes, train
 
 __all__ = [
     "LoadedModel",
@@ -16,6 +16,7 @@ __all__ = [
     "Settings",
     "build_data",
     "build_model",
+    "check_changes",
     "check_classes",
     "differences",
     "for_terminal",

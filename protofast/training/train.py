@@ -150,6 +150,27 @@ def train(
     )
 
 
+def check_changes(folder: RunFolder, settings: Settings, *, allow: bool) -> list[str]:
+    """What differs in ``settings`` from those that a run was started with.
+
+    Args:
+        folder: The run.
+        settings: With which it is to be resumed.
+        allow: Whether differences that matter are welcome.
+
+    Raises:
+        SettingsError: They are not; the message names them.
+    """
+    changed = differences(folder.settings, settings)
+    serious = [text for text in changed if not text.startswith(_FREE)]
+    if serious and not allow:
+        raise SettingsError(
+            f"{folder.path} was started with other settings: {', '.join(serious)}; resume without "
+            "them, start another run, or allow changes, which gives up bit-equality"
+        )
+    return changed
+
+
 @contextlib.contextmanager
 def _removed_if_refused(fabric: Fabric, folder: RunFolder, resume: bool) -> Iterator[None]:
     """Takes a new run's folder away again if its settings or data turn out to be impossible."""
@@ -174,16 +195,10 @@ def _claim(
         RunFolder.create(folder.path, settings)
         stack.enter_context(folder.lock())
         return
-    there = RunFolder.open(folder.path).settings
+    RunFolder.open(folder.path)
     stack.enter_context(folder.lock())
     folder.sweep()
-    changed = differences(there, settings)
-    serious = [text for text in changed if not text.startswith(_FREE)]
-    if serious and not allow_changes:
-        raise SettingsError(
-            f"{folder.path} was started with other settings: {', '.join(serious)}; resume without "
-            "them, start another run, or allow changes, which gives up bit-equality"
-        )
+    changed = check_changes(folder, settings, allow=allow_changes)
     if changed:
         write_atomically(folder.path / "settings.toml", settings_text(settings))
         folder.log(f"settings changed: {', '.join(changed)}")

@@ -1,0 +1,142 @@
+"""Image files that are damaged: each command that needs them names the file and changes nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+from commands import Place, command
+
+
+def _corrupt(file: Path) -> str:
+    file.write_bytes(bytes(range(1, 200)))
+    return "not an image that can be read"
+
+
+def _truncate(file: Path) -> str:
+    file.write_bytes(file.read_bytes()[:300])
+    return "damaged or truncated"
+
+
+def _empty(file: Path) -> str:
+    file.write_bytes(b"")
+    return "the file is empty"
+
+
+DAMAGES = pytest.mark.parametrize("damage", [_corrupt, _truncate, _empty])
+
+
+@DAMAGES
+@pytest.mark.usefixtures("unchanged")
+def test_a_training_image(place: Place, damage: "type[_corrupt]") -> None:
+    file = place.photo("train")
+    said = damage(file)
+    out = place.run.with_name("new")
+    for arguments in (
+        ("train", place.settings, "--out", out),
+        ("project", place.run),
+        ("prune", place.run),
+        ("explain", place.run),
+    ):
+        answer = command(*arguments)
+        assert answer.code == 1
+        assert answer.error.startswith(f"{file}: ")
+        assert said in answer.error
+    assert not out.exists()
+
+
+def test_evaluating_reads_no_training_image(place: Place) -> None:
+    _corrupt(place.photo("train"))
+    assert "accuracy" in command("evaluate", place.run).done()
+
+
+@DAMAGES
+@pytest.mark.usefixtures("unchanged")
+def test_a_test_image(place: Place, damage: "type[_corrupt]") -> None:
+    file = place.photo("test")
+    said = damage(file)
+    out = place.run.with_name("new")
+    for arguments in (
+        ("train", place.settings, "--out", out),
+        ("evaluate", place.run),
+        ("project", place.run),
+        ("prune", place.run),
+        ("explain", place.run),
+    ):
+        answer = command(*arguments)
+        assert answer.code == 1
+        assert answer.error.startswith(f"{file}: ")
+        assert said in answer.error
+    assert not out.exists()
+
+
+def test_an_image_that_is_read_during_training(place: Place) -> None:
+    """With images left on the disk, training stops at the file and goes on once it is mended."""
+    file = place.photo("train")
+    whole = file.read_bytes()
+    _truncate(file)
+    out = place.run.with_name("new")
+    said = command(
+        "train", place.settings, "--out", out, "--set", "data.in_memory=false", "--no-report"
+    ).error
+    assert said.startswith(f"{file}: damaged or truncated")
+    assert said.endswith(f"go on with: protofast train --resume {out}")
+    file.write_bytes(whole)
+    assert "trained in" in command("train", "--resume", out, "--no-report").done()
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_loose_images(place: Place, tmp_path: Path) -> None:
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    good = folder / "it's [good].jpg"
+    good.write_bytes(place.photo().read_bytes())
+    for number, damage in enumerate((_corrupt, _truncate, _empty)):
+        bad = folder / f"{number}.jpg"
+        bad.write_bytes(place.photo().read_bytes())
+        said = damage(bad)
+        answer = command("explain", place.run, bad)
+        assert answer.code == 1
+        assert answer.error.startswith(f"{bad}: ")
+        assert said in answer.error
+        # The others are explained nevertheless.
+        answer = command("explain", place.run, bad, good, "--out", tmp_path / f"figures {number}")
+        assert answer.error.startswith(f"{bad}: ")
+        assert f"{good} (" in answer.out
+        assert (tmp_path / f"figures {number}" / "it's [good]-explained.png").is_file()
+    answer = command("explain", place.run, folder / "none.jpg")
+    assert answer.error == f"{folder / 'none.jpg'}: no such image file"
+    assert (
+        command("explain", place.run, folder).error == f"{folder}: is a folder; give an image file"
+    )
+    answer = command("explain", place.run, good, "--out", good)
+    assert "there is a file where a folder is needed" in answer.error
+    assert sorted(os.listdir(folder)) == ["0.jpg", "1.jpg", "2.jpg", good.name]
+
+
+def test_figures_of_images_of_the_same_name_do_not_overwrite_each_other(
+    place: Place, tmp_path: Path
+) -> None:
+    images = [place.photo("train", 0)]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        images.append(tmp_path / name / images[0].name)
+        images[-1].write_bytes(images[0].read_bytes())
+    command("explain", place.run, *images, "--out", tmp_path / "figures").done()
+    stem = images[0].stem
+    assert sorted(os.listdir(tmp_path / "figures")) == [
+        f"{stem}-explained-2.png",
+        f"{stem}-explained-3.png",
+        f"{stem}-explained.png",
+    ]
+
+
+def test_the_table_of_an_explanation_adds_up(place: Place, tmp_path: Path) -> None:
+    text = command("explain", place.run, place.photo(), "--out", tmp_path, "--top", "1").done()
+    title, _, *rows, logit, figure = text.splitlines()
+    assert title.startswith(f"{place.photo()} (")
+    assert title.split(": ")[1].split(",")[0] in ("albatross", "booby & tern", "crow")
+    assert rows[0].startswith("prototype ")
+    assert [row.split()[1] for row in rows[1:]] == ["further", "further"]
+    parts = [float(row.split()[-1]) for row in rows]
+    assert sum(parts) == pytest.approx(float(logit.split()[-1]), abs=0.002)
+    assert figure == f"figure: {tmp_path / place.photo().stem}-explained.png"

@@ -1,0 +1,173 @@
+"""Training by command: finding data, leaks, resuming, what is printed."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Place, command
+from PIL import Image
+
+from protofast.cli.train import data_overrides
+from protofast.training import RunFolder, load_settings
+
+TINY = (
+    *("--set", "data.size=32", "--set", "model.depth=8", "--set", "model.backbone=small"),
+    *("--set", "model.weights=none", "--set", "model.prototypes_per_class=2"),
+    *("--set", "training.workers=0", "--set", "training.schedule.epochs=2"),
+    *("--set", "training.schedule.warm_epochs=1", "--set", "training.schedule.passes=1"),
+    *("--set", "training.schedule.last_layer_epochs=1"),
+    *("--set", "training.schedule.last_layer_passes=1"),
+    *("--set", "training.schedule.project_last=true"),
+)
+
+
+def test_a_run_leaves_everything_a_user_looks_for(original: Place) -> None:
+    evaluation = original.run / "evaluation"
+    numbers = json.loads((evaluation / "metrics.json").read_text())
+    assert numbers["images"] == 9
+    with (evaluation / "per_class.csv").open() as file:
+        assert [row["class"] for row in csv.DictReader(file)] == [
+            "albatross",
+            "booby & tern",
+            "crow",
+        ]
+    for name in ("confusion.csv", "predictions.csv"):
+        assert (evaluation / name).is_file()
+    assert (original.run / "explanations" / "summary.json").is_file()
+    assert (original.run / "report.html").is_file()
+
+
+def test_what_is_printed(place: Place) -> None:
+    run = place.run.with_name("new")
+    lines = command("train", place.settings, "--out", run).done().splitlines()
+    steps = [line.split()[0] for line in lines if "images/s" in line]
+    assert steps == ["warm-0", "joint-1", "project-1", "last_layer-1-0"]
+    best = RunFolder.open(run).resolve("best")
+    assert re.fullmatch(rf"trained in \d+ s; best checkpoint: {best}", lines[-6])
+    assert lines[-5] == f"checkpoint {best}, 9 test images"
+    assert [line.split("  ")[0] for line in lines[-4:-1]] == [
+        "accuracy",
+        "balanced accuracy",
+        "AUROC",
+    ]
+    assert lines[-1] == f"report: {run / 'report.html'}"
+
+
+def test_a_finished_run_is_reported_anew(place: Place) -> None:
+    (place.run / "report.html").unlink()
+    shutil.rmtree(place.run / "evaluation")
+    metrics = (place.run / "metrics.jsonl").read_bytes()
+    out = command("train", "--resume", place.run).done()
+    assert f"{place.run} is finished already: all 4 steps are done; best checkpoint: " in out
+    assert (place.run / "report.html").is_file()
+    assert (place.run / "evaluation" / "metrics.json").is_file()
+    assert (place.run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_demo_goes_on_with_its_folder(tmp_path: Path) -> None:
+    few = ("--set", "data.classes=2", "--set", "data.train_per_class=4")
+    tiny = (*few, "--set", "data.test_per_class=2", *TINY, "--set", "training.batch_size=4")
+    tiny = (*tiny, "--set", "training.warm_head=prototypes")
+    out = command("demo", "--out", tmp_path / "demo", *tiny).done()
+    assert f"report: {tmp_path / 'demo' / 'report.html'}" in out
+    out = command("demo", "--out", tmp_path / "demo", *tiny).done()
+    assert "is there already; going on with it" in out
+    assert "is finished already" in out
+    answer = command("demo", "--out", tmp_path / "demo")
+    assert answer.code == 2
+    assert "was started with other settings" in answer.error
+
+
+def test_any_recipe_takes_a_folder_of_ones_own(place: Place) -> None:
+    for recipe in ("paper", "demo", "cub80"):
+        settings = load_settings(recipe, data_overrides(place.photos))
+        assert (settings.data.kind, settings.data.root) == ("folders", str(place.photos))
+        assert settings.data.classes is settings.data.crop is settings.data.train_per_class is None
+
+
+def test_layouts_are_recognised(tmp_path: Path) -> None:
+    assert data_overrides(None) == []
+    (tmp_path / "images.txt").touch()
+    assert "data.kind=cub" in data_overrides(tmp_path)
+    (tmp_path / "images.txt").unlink()
+    (tmp_path / "devkit").mkdir()
+    assert "data.kind=cars" in data_overrides(tmp_path)
+    settings = load_settings("demo", [*data_overrides(tmp_path / "it's = a [folder]")])
+    assert settings.data.root == str(tmp_path / "it's = a [folder]")
+
+
+@pytest.mark.parametrize("how", ["bytes", "pixels", "link"])
+def test_an_image_on_both_sides_stops_training(place: Place, how: str) -> None:
+    source = sorted((place.photos / "train" / "crow").glob("*.png"))[0]
+    twin = place.photos / "test" / "crow" / "twin.png"
+    if how == "link":
+        twin.symlink_to(source)
+    elif how == "bytes":
+        twin.write_bytes(source.read_bytes())
+    else:
+        Image.open(source).save(twin, compress_level=0)
+        assert twin.read_bytes() != source.read_bytes()
+    run = place.run.with_name("new")
+    arguments = ("train", place.settings, "--out", run, "--no-report")
+    said = command(*arguments).error
+    assert said.startswith("training and test data overlap: test image 'test/crow/twin.png' ")
+    assert "--set data.leaks=allow" in said
+    assert not run.exists()
+    command(*arguments, "--set", "data.leaks=allow").done()
+    # Looked at once, before training: what follows does not ask again.
+    command("evaluate", place.run).done()
+
+
+def test_a_patient_on_both_sides_stops_training(place: Place) -> None:
+    files = sorted(place.photos.rglob("*.*"))
+    rows = ["path,group,split"]
+    for number, file in enumerate(files):
+        path = file.relative_to(place.photos)
+        group = "patient 7" if number in (0, len(files) - 1) else f"patient {100 + number}"
+        rows.append(f"{path},{group},{path.parts[0]}")
+    table = place.photos.with_name("patients.csv")
+    table.write_text("\n".join(rows) + "\n")
+    run = place.run.with_name("new")
+    answer = command("train", place.settings, "--out", run, "--set", f"data.groups={table}")
+    assert "'patient 7' is both in the training and in the test images" in answer.error
+    assert not run.exists()
+
+
+def test_threads(place: Place) -> None:
+    torch.set_num_threads(2)
+    run = place.run.with_name("new")
+    command("train", place.settings, "--out", run, "--no-report", "--threads", "1").done()
+    assert json.loads((run / "environment.json").read_text())["starts"][0]["threads"] == 1
+
+
+def test_the_accelerator_of_the_settings_is_what_auto_means(place: Place) -> None:
+    run = place.run.with_name("new")
+    arguments = ("train", place.settings, "--out", run, "--set", "training.accelerator=cuda")
+    if not torch.cuda.is_available():
+        answer = command(*arguments)
+        assert answer.code == 2
+        assert "training.accelerator cuda asks for a GPU" in answer.error
+    command(*arguments, "--device", "cpu", "--no-report").done()
+    assert json.loads((run / "environment.json").read_text())["starts"][0]["device"] == "cpu"
+
+
+def test_divergence_is_no_reason_to_resume(place: Place) -> None:
+    run = place.run.with_name("new")
+    rates = "training.optimizer.warm.prototypes=1e30"
+    answer = command(
+        "train", place.settings, "--out", run, "--set", rates, "--set", "data.leaks=allow"
+    )
+    assert "diverged" in answer.error
+    assert "--resume" not in answer.error
+
+
+def test_out_of_memory_is_one_line(place: Place) -> None:
+    run = place.run.with_name("new")
+    answer = command("train", place.settings, "--out", run, "--set", "data.size=1000000")
+    assert answer.code == 1
+    assert answer.error.startswith("out of memory (")
+    assert "data.size" in answer.error
