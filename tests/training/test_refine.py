@@ -1,0 +1,245 @@
+"""Projecting and pruning a run's checkpoints: what comes out, and what must stay as it was."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from protofast.data import Batches, Splits
+from protofast.errors import DataError, RunFolderError, SettingsError
+from protofast.training import RunFolder, Settings, project_run, prune_run, train
+from protofast.training.progress import Silence
+
+Tiny = Callable[..., Settings]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny: Tiny, birds: Splits, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The files of a finished run."""
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return _files(train(tiny(), path, data=birds).folder.path)
+
+
+@pytest.fixture
+def run(finished: dict[str, bytes], tmp_path: Path) -> RunFolder:
+    """A copy of the finished run."""
+    for name, content in finished.items():
+        file = tmp_path / "run" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return RunFolder.open(tmp_path / "run")
+
+
+def _files(path: Path) -> dict[str, bytes]:
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def _table(run: RunFolder) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(
+        (run.path / "prototypes" / "prototypes.json").read_text()
+    )
+    return rows
+
+
+def _outputs(run: RunFolder, which: str, birds: Splits) -> tuple[Tensor, Tensor]:
+    """Distances and logits of the training images."""
+    model = run.load_model(which).model
+    batch = next(iter(Batches(birds.project, 24)))
+    with torch.no_grad():
+        output = model(batch.images)
+    return output.distances, output.logits
+
+
+def _assert_described(run: RunFolder, birds: Splits) -> None:
+    """Each prototype of the best checkpoint is the patch that its row names, and of its class."""
+    loaded = run.load_model("best")
+    rows = _table(run)
+    assert rows == loaded.prototypes
+    assert len(rows) == loaded.model.num_prototypes
+    distances = _outputs(run, "best", birds)[0]
+    for number, row in enumerate(rows):
+        assert row["prototype"] == number
+        assert row["class"] == int(loaded.model.prototype_class[number])
+        assert row["class_name"] == loaded.classes[row["class"]]
+        assert row["image"] == birds.project.names[row["image_index"]]
+        assert distances[row["image_index"], number] == 0
+
+
+def test_projecting_moves_prototypes_onto_patches(run: RunFolder, birds: Splits) -> None:
+    source = "joint-2"  # before its projection
+    refined = project_run(run, birds, checkpoint=source, last_layer_epochs=3)
+    assert refined.checkpoint == run.pointer("best") == "projected-joint-2"
+    assert refined.source == source
+    assert refined.prototypes == (6, 6)
+    assert refined.empty_classes == ()
+    _assert_described(run, birds)
+    # The run's own projection of the same checkpoint found the same patches.
+    tensors = [
+        run.read(name)[1]["model/prototype_layer.prototypes"] for name in ("best", "project-2")
+    ]
+    assert torch.equal(*tensors)
+    logits = _outputs(run, "best", birds)[1]
+    accuracy = float((logits.argmax(1) == birds.project.labels).double().mean())
+    assert accuracy > 0.3
+
+
+def test_the_last_layer_learns_and_nothing_else(run: RunFolder, birds: Splits) -> None:
+    project_run(run, birds, checkpoint="project-2", last_layer_epochs=0)
+    project_run(run, birds, checkpoint="project-2", last_layer_epochs=5)
+    before, after = (run.read(name)[1] for name in ("projected-project-2", "projected-project-2-2"))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["model/last_layer.weight"]
+    assert run.pointer("best") == "projected-project-2-2"
+
+
+def test_accuracies_are_those_of_the_test_images(run: RunFolder, birds: Splits) -> None:
+    refined = project_run(run, birds, last_layer_epochs=2)
+    batch = next(iter(Batches(birds.test, 100)))
+    for name, told in zip((refined.source, refined.checkpoint), refined.accuracy, strict=True):
+        with torch.no_grad():
+            logits = run.load_model(name).model(batch.images).logits
+        assert float((logits.argmax(1) == batch.labels).double().mean()) == told
+
+
+def test_pruning_keeps_what_its_neighbours_speak_for(run: RunFolder, birds: Splits) -> None:
+    model = run.load_model("project-2").model
+    distances = _outputs(run, "project-2", birds)[0]  # [n, P]
+    order = distances.argsort(dim=0, stable=True)[:6]  # [6, P]
+    own = (birds.project.labels[order] == model.prototype_class).sum(dim=0)
+    threshold = int(own.sort().values[2]) + 1  # at least three go
+    keep = (own >= threshold).nonzero()[:, 0].tolist()
+    assert 0 < len(keep) <= 3
+    rows = _table(run)
+    refined = prune_run(
+        run, birds, checkpoint="project-2", threshold=threshold, last_layer_epochs=2
+    )
+    assert refined.prototypes == (6, len(keep))
+    assert refined.checkpoint == run.pointer("best") == "pruned-project-2"
+    assert [row | {"prototype": None} for row in _table(run)] == [
+        rows[number] | {"prototype": None} for number in keep
+    ]
+    _assert_described(run, birds)
+    pruned = run.load_model("best").model
+    assert torch.equal(pruned.prototypes, model.prototypes[keep])
+    gone = set(range(3)) - set(pruned.prototype_class.tolist())
+    assert refined.empty_classes == tuple(birds.train.classes[label] for label in sorted(gone))
+
+
+def test_what_was_refined_can_be_refined_again(run: RunFolder, birds: Splits) -> None:
+    first = prune_run(run, birds, threshold=1, last_layer_epochs=1)
+    second = prune_run(run, birds, threshold=1, last_layer_epochs=1)
+    assert second.source == first.checkpoint
+    assert second.checkpoint == f"pruned-{first.checkpoint}"
+    third = project_run(run, birds, checkpoint="best", last_layer_epochs=1)
+    assert third.checkpoint == f"projected-{second.checkpoint}"
+    assert third.prototypes == (first.prototypes[1], first.prototypes[1])
+    _assert_described(run, birds)
+    assert {first.checkpoint, second.checkpoint, third.checkpoint} < set(run.names())
+
+
+def test_the_same_again_replaces_nothing(run: RunFolder, birds: Splits) -> None:
+    names = [
+        prune_run(run, birds, checkpoint="project-2", threshold=1, last_layer_epochs=epochs)
+        for epochs in (0, 1, 2)
+    ]
+    assert [refined.checkpoint for refined in names] == [
+        "pruned-project-2",
+        "pruned-project-2-2",
+        "pruned-project-2-3",
+    ]
+
+
+def test_refining_leaves_the_runs_own_files_alone(run: RunFolder, birds: Splits) -> None:
+    before = _files(run.path)
+    prune_run(run, birds, threshold=1, last_layer_epochs=1)
+    after = _files(run.path)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {"checkpoints/best", "prototypes/prototypes.json", "metrics.jsonl", "log.txt"}
+    assert after["metrics.jsonl"].startswith(before["metrics.jsonl"])
+    row = run.rows()[-1]
+    assert row["kind"] == "pruned"
+    assert row["prototypes_before"] == 6
+
+
+def test_what_was_never_projected_is_not_pruned(run: RunFolder, birds: Splits) -> None:
+    before = _files(run.path)
+    with pytest.raises(SettingsError, match=r"never projected.*protofast project "):
+        prune_run(run, birds, checkpoint="joint-2")
+    with pytest.raises(SettingsError, match=r"would remove all 6 prototypes"):
+        prune_run(run, birds, checkpoint="project-2", k=24, threshold=24)
+    assert _files(run.path) == before
+
+
+def test_other_classes_and_other_processes(run: RunFolder, birds: Splits, tiny: Tiny) -> None:
+    from protofast.training import build_data
+
+    before = _files(run.path)
+    other = build_data(tiny("data.classes=2").data, threads=1)
+    with pytest.raises(DataError, match="the network knows 3 classes, the data have 2"):
+        project_run(run, other)
+    with run.lock(), pytest.raises(RunFolderError, match="another process"):
+        prune_run(run, birds)
+    assert _files(run.path) == before
+
+
+class _StopAfter(Silence):
+    """Asks the run to stop once so many images are done."""
+
+    def __init__(self, stop: threading.Event, images: int) -> None:
+        self.stop, self.left = stop, images
+
+    def advance(self, images: int, *, loss: object = None, accuracy: object = None) -> None:
+        self.left -= images
+        if self.left <= 0:
+            self.stop.set()
+
+
+@pytest.mark.parametrize("spoil_latest", [False, True])
+def test_an_interrupted_run_goes_on_as_if_it_had_never_been_refined(
+    tiny: Tiny, birds: Splits, finished: dict[str, bytes], tmp_path: Path, spoil_latest: bool
+) -> None:
+    stop = threading.Event()
+    progress = _StopAfter(stop, 150)  # after the projection, in the last layer's stage
+    result = train(tiny(), tmp_path / "run", data=birds, stop=stop, progress=progress)
+    assert not result.finished
+    run = result.folder
+    latest = run.pointer("latest")
+    assert latest is not None
+    refined = project_run(run, birds, last_layer_epochs=1)
+    pruned = prune_run(run, birds, threshold=1, last_layer_epochs=1)
+    assert run.pointer("best") == pruned.checkpoint
+    assert run.pointer("latest") == latest
+    if spoil_latest:  # the refined ones are newer, but nothing can be resumed from them
+        (run.checkpoints / f"{latest}.safetensors").write_bytes(b"")
+    result = train(None, run.path, resume=True, data=birds)
+    assert result.finished
+    whole = tmp_path / "whole"
+    for name in ("settings.toml", *(name for name in finished if name.startswith("checkpoints/"))):
+        (whole / name).parent.mkdir(parents=True, exist_ok=True)
+        (whole / name).write_bytes(finished[name])
+    expected, found = (each.read("latest")[1] for each in (RunFolder.open(whole), run))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert run.pointer("best") == RunFolder.open(whole).pointer("best")
+    assert {refined.checkpoint, pruned.checkpoint} < set(run.names()), "training deletes neither"
+    assert _table(run) == run.load_model("latest").prototypes
+
+
+def test_resuming_a_finished_run_keeps_what_refining_made(run: RunFolder, birds: Splits) -> None:
+    refined = prune_run(run, birds, threshold=1, last_layer_epochs=1)
+    before = _files(run.path)
+    result = train(None, run.path, resume=True, data=birds)
+    assert result.finished
+    assert result.steps_before == result.steps_done == result.steps
+    after = _files(run.path)
+    assert run.pointer("best") == refined.checkpoint
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"environment.json", "log.txt"}
