@@ -203,7 +203,7 @@ def test_what_is_not_an_image_is_named(tmp_path: Path, content: bytes, message: 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.png: no such image file"):
         decode_image(tmp_path / "nowhere.png")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is a folder; give an image file"):
         decode_image(tmp_path)
 
 
