@@ -112,7 +112,7 @@ class Bars:
         )
 
         self._bars = Progress(
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<16}"),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[numbers]}"),
@@ -149,11 +149,11 @@ class Bars:
             return
         self._looked = now
         rate = self._images / max(now - self._begun, 1e-6)
-        numbers = [f"{rate:5.0f} images/s"]
+        numbers = [f"{rate:.0f} images/s"]  # short: all of it must fit into 80 columns
         if loss is not None:
             numbers.insert(0, f"loss {loss:.3f}")
         if accuracy is not None:
-            numbers.insert(1, f"accuracy {accuracy:.1%}")
+            numbers.insert(1, f"train {accuracy:.1%}")
         self._bars.update(self._step, advance=self._pending, numbers="  ".join(numbers))
         self._bars.update(self._run, advance=self._pending)
         self._pending = 0
@@ -187,7 +187,7 @@ def summary(name: str, row: dict[str, Any], test: dict[str, Any] | None) -> str:
     if "loss" in row:
         words.append(f"loss {row['loss']:7.3f}  train {row['accuracy']:6.1%}")
     if "moved_mean" in row:
-        words.append(f"prototypes moved by {row['moved_mean']:.3f} on average")
+        words.append(f"prototypes moved {row['moved_mean']:.3f} on average")
     if test is not None:
         words.append(f"test {test['accuracy']:6.1%}")
     if row.get("images_per_second"):

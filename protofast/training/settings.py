@@ -346,6 +346,8 @@ class TrainingSettings(_Frozen):
                 "optimizer.warm.backbone",
                 "warm_head linear teaches the backbone, so its learning rate must be above 0",
             )
+        if self.warm_head == "linear" and not self.schedule.warm_epochs:
+            raise wrong("schedule.warm_epochs", "warm_head linear needs at least one warm epoch")
         if self.schedule.warm_epochs > self.schedule.epochs:
             raise wrong("schedule.warm_epochs", "there cannot be more warm epochs than epochs")
         return self

@@ -26,7 +26,7 @@ def test_bars_show_loss_accuracy_speed_and_time_left() -> None:
     from rich.console import Console
 
     stream = io.StringIO()
-    bars = Bars(Console(file=stream, force_terminal=True, width=120))
+    bars = Bars(Console(file=stream, force_terminal=True, width=80))
     bars.begin(total=200, done=50)
     bars.start("joint-3", total=100, done=0)
     assert bars.wants_numbers()
@@ -41,7 +41,7 @@ def test_bars_show_loss_accuracy_speed_and_time_left() -> None:
     for part in (
         "joint-3",
         "loss 1.234",
-        "accuracy 50.0%",
+        "train 50.0%",
         "images/s",
         "joint-3 done [x]",
         "[odd]",
