@@ -89,7 +89,7 @@ def _print(file: Path, checkpoint: str, explanation: Explanation, loaded: Loaded
     for words, rest in (("of its own", best.own), ("of other classes", best.others)):
         if rest.prototypes:
             rows.append(
-                [f"{rest.prototypes} further {words}", "", "", "", f"{rest.contribution:+.3f}"]
+                [f"{rest.prototypes} more {words}", "", "", "", f"{rest.contribution:+.3f}"]
             )
     rows.append(["logit", "", "", "", f"{best.logit:+.3f}"])
     print_table(

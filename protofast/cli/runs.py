@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def open_run(path: Path, checkpoint: str | None = None, *, change: bool = False)
     folder = RunFolder.open(path)
     if checkpoint is not None:
         folder.resolve(checkpoint)
-    if change:
+    if change and os.environ.get("RANK", "0") == "0":  # torchrun's other ranks would be in the way
         with folder.lock():
             pass
     return folder

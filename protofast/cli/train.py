@@ -94,7 +94,7 @@ def train(
     else:
         from protofast.training import load_settings
 
-        settings = load_settings(recipe, [*data_overrides(data), *(overrides or [])])
+        settings = anchored(load_settings(recipe, [*data_overrides(data), *(overrides or [])]))
         folder = out or Path("runs") / Path(recipe).stem
     return train_and_report(
         settings,
@@ -122,12 +122,21 @@ def data_overrides(data: Path | None) -> list[str]:
     else:
         kind = "folders"
     foreign = [key for key, kinds in KINDS_OF_KEY.items() if kind not in kinds]
-    # Absolute, so that the run can be evaluated and resumed from any working directory.
     return [
         f"data.kind={kind}",
         *(f"data.{key}=" for key in foreign),
         f"data.root={data.absolute()}",
     ]
+
+
+def anchored(settings: Settings) -> Settings:
+    """The settings with absolute paths: a run can be evaluated and resumed from any folder."""
+    paths = {
+        key: str(Path(value).absolute())
+        for key in ("root", "test_root", "groups")
+        if (value := getattr(settings.data, key)) is not None
+    }
+    return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
 
 
 def _resumed(

@@ -136,7 +136,7 @@ def test_the_table_of_an_explanation_adds_up(place: Place, tmp_path: Path) -> No
     assert title.startswith(f"{place.photo()} (")
     assert title.split(": ")[1].split(",")[0] in ("albatross", "booby & tern", "crow")
     assert rows[0].startswith("prototype ")
-    assert [row.split()[1] for row in rows[1:]] == ["further", "further"]
+    assert [row.split()[1] for row in rows[1:]] == ["more", "more"]
     parts = [float(row.split()[-1]) for row in rows]
     assert sum(parts) == pytest.approx(float(logit.split()[-1]), abs=0.002)
     assert figure == f"figure: {tmp_path / place.photo().stem}-explained.png"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,11 +125,12 @@ def _assert_read_only(place: Place, figures: Path) -> None:
 def test_a_moved_run_still_finds_its_images(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = ("--data", "photos", "--out", "new", "--no-report")
-    command("train", place.settings, *options).done()
-    (tmp_path / "new").rename(tmp_path / "moved")
-    monkeypatch.chdir("/")
-    command("evaluate", tmp_path / "moved").done()
+    for source in (("--data", "photos"), ("--set", "data.root=photos")):
+        monkeypatch.chdir(tmp_path)
+        command("train", place.settings, *source, "--out", "new", "--no-report").done()
+        shutil.rmtree(tmp_path / "moved", ignore_errors=True)
+        (tmp_path / "new").rename(tmp_path / "moved")
+        monkeypatch.chdir("/")
+        command("evaluate", tmp_path / "moved").done()
     numbers = json.loads((tmp_path / "moved" / "evaluation" / "metrics.json").read_text())
     assert numbers["images"] == 9
