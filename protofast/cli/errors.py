@@ -57,6 +57,8 @@ def one_line(error: BaseException) -> str:
             f"out of memory ({_first_sentence(error)}); use smaller batches or images "
             "(training.batch_size, training.test_batch_size, data.size)"
         )
+    if isinstance(error, ModuleNotFoundError):
+        return f"this needs {error.name}, which is not installed: pip install 'protofast[all]'"
     line = _plain(error)
     if isinstance(error, OSError) and error.errno in _HINTS:
         return f"{line}; {_HINTS[error.errno]}"

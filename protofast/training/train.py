@@ -132,7 +132,7 @@ def train(
             journal = _journal(run_folder, settings, fabric, progress or Silence())
             stack.callback(journal.close)
             data = data or _open_data(fabric, settings, data_progress)
-            state = _fresh_state(fabric, settings, model, len(data.train.classes))
+            state = _fresh_state(fabric, settings, model, run_folder, len(data.train.classes))
             _take_up(fabric, journal, state, data)
             steps_before = state.step
             loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
@@ -237,12 +237,20 @@ def _open_data(
 
 
 def _fresh_state(
-    fabric: Fabric, settings: Settings, model: ProtoPNet | None, num_classes: int
+    fabric: Fabric,
+    settings: Settings,
+    model: ProtoPNet | None,
+    folder: RunFolder,
+    num_classes: int,
 ) -> State:
     """Model, optimisers and random states as they are before the first step."""
     seed_everything(settings.training.seed, 0)  # the same weights on every rank
     if model is None:
-        model = build_model(settings.model, settings.data, num_classes=num_classes)
+        described = settings.model
+        if any(not folder.is_refined(name) for name in folder.names()):
+            # A checkpoint will replace the pretrained weights, which may be gone by now.
+            described = described.model_copy(update={"weights": "none"})
+        model = build_model(described, settings.data, num_classes=num_classes)
     if model.num_classes != num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, the data {num_classes}")
     model.to(fabric.device)

@@ -171,3 +171,18 @@ def test_out_of_memory_is_one_line(place: Place) -> None:
     assert answer.code == 1
     assert answer.error.startswith("out of memory (")
     assert "data.size" in answer.error
+
+
+def test_pretrained_weights_are_not_needed_to_resume(place: Place) -> None:
+    weights = place.run.with_name("weights.pth")
+    backbone = RunFolder.open(place.run).load_model("best").model.backbone
+    torch.save(backbone.state_dict(), weights)
+    run = place.run.with_name("new")
+    override = ("--set", f"model.weights={weights}", "--no-report")
+    command("train", place.settings, "--out", run, *override).done()
+    (run / "checkpoints" / "last_layer-1-0.safetensors").write_bytes(b"")
+    weights.unlink()
+    assert "trained in" in command("train", "--resume", run, "--no-report").done()
+    answer = command("train", place.settings, "--out", run.with_name("newer"), *override)
+    assert f"no weights file {weights}" in answer.error
+    assert not run.with_name("newer").exists()
