@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ from protofast.training import (
     for_terminal,
 )
 from protofast.training import train as run_training
+from protofast.training.settings import DataSettings
 
 
 def open_run(path: Path, checkpoint: str | None = None, *, change: bool = False) -> RunFolder:
@@ -55,33 +58,27 @@ def open_run(path: Path, checkpoint: str | None = None, *, change: bool = False)
 def read_data(folder: RunFolder) -> Splits:
     """Open (or render) the images of a run that is there, with a bar."""
     settings = folder.settings.data
-    try:
-        with progress_bar() as report:
-            return build_data(
-                settings.model_copy(update={"leaks": "allow"}),  # training has looked for them
-                progress=lambda done, total: report("reading images", done, total),
-            )
-    except DataError as error:
-        raise _with_place_of_root(error, folder) from error
+    with _remedy_for_root(settings, folder), progress_bar() as report:
+        return build_data(
+            settings.model_copy(update={"leaks": "allow"}),  # training has looked for them
+            progress=lambda done, total: report("reading images", done, total),
+        )
 
 
 def read_test_images(folder: RunFolder) -> ImageSet:
     """Open (or render) the test images of a run alone, with a bar."""
     settings = folder.settings.data
     lazy = settings.model_copy(update={"leaks": "allow", "in_memory": False})
-    try:
-        with progress_bar() as report:
-            test = build_data(
-                lazy, progress=lambda done, total: report("rendering images", done, total)
-            ).test
-            if not settings.in_memory:
-                return test
-            return test.cached(
-                threads=torch.get_num_threads(),
-                progress=lambda done, total: report("reading images", done, total),
-            )
-    except DataError as error:
-        raise _with_place_of_root(error, folder) from error
+    with _remedy_for_root(settings, folder), progress_bar() as report:
+        test = build_data(
+            lazy, progress=lambda done, total: report("rendering images", done, total)
+        ).test
+        if not settings.in_memory:
+            return test
+        return test.cached(
+            threads=torch.get_num_threads(),
+            progress=lambda done, total: report("reading images", done, total),
+        )
 
 
 def load(folder: RunFolder, checkpoint: str, device: torch.device) -> tuple[str, LoadedModel]:
@@ -109,12 +106,14 @@ def train_and_report(
         report: Whether to evaluate, explain and report at the end.
         device: Where to compute.
     """
+    folder = None
     # Before the images are read, which may take a while.
     if resume:
-        check_changes(open_run(path, change=True), settings, allow=allow_changes)
+        folder = open_run(path, change=True)
+        check_changes(folder, settings, allow=allow_changes)
     else:
         RunFolder.check_free(path)
-    with progress_bar() as tell:
+    with _remedy_for_root(settings.data, folder), progress_bar() as tell:
         data = build_data(
             settings.data, progress=lambda done, total: tell("reading images", done, total)
         )
@@ -224,12 +223,16 @@ def _is_first_rank() -> bool:
     return rank == 0
 
 
-def _with_place_of_root(error: DataError, folder: RunFolder) -> DataError:
-    """The error, with the place where a missing folder of images is named."""
-    root = folder.settings.data.root
-    if root is None or Path(root).is_dir():
-        return error
-    return DataError(
-        f"{error} (data.root in {folder.path / 'settings.toml'}; put the images back, or write "
-        "there where they are now)"
-    )
+@contextlib.contextmanager
+def _remedy_for_root(settings: DataSettings, folder: RunFolder | None) -> Iterator[None]:
+    """Says where the place of the images is written down, if it turns out to be wrong."""
+    try:
+        yield
+    except DataError as error:
+        if settings.root is None or Path(settings.root).is_dir():
+            raise
+        remedy = "say with --data where the images are"
+        if folder is not None:
+            file = folder.path / "settings.toml"
+            remedy = f"data.root in {file}; put the images back, or write there where they are now"
+        raise DataError(f"{error} ({remedy})") from error

@@ -180,7 +180,8 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"the ImageNet weights of {name} could not be downloaded ({reason}); download "
-            f"{weights.url} where there is a network and pass the file's path as weights"
+            f"{weights.url} where there is a network and give the file's path as weights "
+            "(model.weights in settings), or train without (none)"
         ) from error
     return dict(state)
 

@@ -74,6 +74,8 @@ def test_training_on_images_that_are_not_there(place: Place, tmp_path: Path) -> 
         answer = command("train", place.settings, "--data", tmp_path / photos, "--out", out)
         assert said in answer.error
         assert not out.exists()
+    answer = command("train", "paper", "--set", "data.root=nowhere", "--out", out)
+    assert answer.error.endswith("(say with --data where the images are)")
 
 
 @pytest.mark.parametrize("name", ["evaluate", "project", "prune", "explain", "train --resume"])
