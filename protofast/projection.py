@@ -73,9 +73,11 @@ def project_prototypes(
     """
     with evaluating(model):
         prototypes = model.prototypes
+        classes = None if model.prototype_class is None else model.prototype_class.cpu()
         best = _Nearest.nothing(prototypes)
         for batch in scan(model, batches, progress):
-            best.update(_nearest_in_batch(batch, model.prototype_class))
+            chosen = None if classes is None else batch.prototypes_of_its_classes(classes)
+            best.update(_nearest_in_batch(batch, model.prototype_class, chosen), chosen)
         best = _over_ranks(best)
         raise_if_not_finite(best.not_finite)
         found = best.images != NO_IMAGE  # [P]
@@ -125,32 +127,43 @@ class _Nearest:
             images.new_full((), NO_IMAGE),
         )
 
-    def update(self, other: "_Nearest") -> None:
-        """Take over what `other` has nearer; equal distances go to the earlier image."""
-        earlier = (other.distances == self.distances) & (other.images < self.images)
-        better = (other.distances < self.distances) | earlier  # [P]
-        self.distances = torch.where(better, other.distances, self.distances)
-        self.images = torch.where(better, other.images, self.images)
-        self.locations = torch.where(better, other.locations, self.locations)
-        self.patches = torch.where(better.unsqueeze(1), other.patches, self.patches)
+    def update(self, other: "_Nearest", chosen: Tensor | None = None) -> None:
+        """Take over what `other` has nearer; equal distances go to the earlier image.
+
+        `other` is of the prototypes `chosen` (int64 [K], distinct; None: of all).
+        """
         self.not_finite = torch.minimum(self.not_finite, other.not_finite)
+        if chosen is None:
+            chosen = torch.arange(len(self.images), device=self.images.device)
+        distances, images = self.distances[chosen], self.images[chosen]  # [K]
+        earlier = (other.distances == distances) & (other.images < images)
+        better = (other.distances < distances) | earlier
+        self.distances[chosen] = torch.where(better, other.distances, distances)
+        self.images[chosen] = torch.where(better, other.images, images)
+        locations, patches = self.locations[chosen], self.patches[chosen]
+        self.locations[chosen] = torch.where(better, other.locations, locations)
+        self.patches[chosen] = torch.where(better.unsqueeze(1), other.patches, patches)
 
 
-def _nearest_in_batch(batch: Scanned, prototype_class: Tensor | None) -> _Nearest:
-    """The best patch of each prototype within one batch; the earliest image wins ties."""
-    distances = batch.output.distances.to(torch.float64)  # [N, P]
+def _nearest_in_batch(
+    batch: Scanned, prototype_class: Tensor | None, chosen: Tensor | None
+) -> _Nearest:
+    """The best patch of each chosen prototype within one batch; the earliest image wins ties."""
+    found = batch.model.nearest_patch(batch.features, chosen)
+    distances = found.distances.to(torch.float64)  # [N, K]
     allowed = torch.ones_like(distances, dtype=torch.bool)
     if prototype_class is not None:
-        allowed = batch.labels.unsqueeze(1) == prototype_class
+        allowed = batch.labels.unsqueeze(1) == prototype_class[chosen]
     distances = torch.where(allowed, distances, torch.inf)
-    least = distances.amin(dim=0)  # [P]
+    least = distances.amin(dim=0)  # [K]
     images = torch.where(
         allowed & (distances == least), batch.index.unsqueeze(1), NO_IMAGE
-    )  # [N, P]
-    earliest, rows = images.min(dim=0)  # [P]
-    locations = batch.output.locations.gather(0, rows.unsqueeze(0))[0]  # [P]
-    patches = batch.features.flatten(2)[rows, :, locations]  # [P, D]
-    return _Nearest(least, earliest, locations, patches.to(torch.float64), first_not_finite(batch))
+    )  # [N, K]
+    earliest, rows = images.min(dim=0)  # [K]
+    locations = found.locations.gather(0, rows.unsqueeze(0))[0]  # [K]
+    patches = batch.features.flatten(2)[rows, :, locations]  # [K, D]
+    not_finite = first_not_finite(batch, found.distances)
+    return _Nearest(least, earliest, locations, patches.to(torch.float64), not_finite)
 
 
 def _over_ranks(best: _Nearest) -> _Nearest:

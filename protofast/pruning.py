@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from protofast.errors import SettingsError
 from protofast.models.protocol import PrototypeModel
@@ -82,21 +81,22 @@ def nearest_images(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}")
-    if own_class_only and model.prototype_class is None:
+    classes = model.prototype_class if own_class_only else None
+    if own_class_only and classes is None:
         raise ValueError("own_class_only needs prototypes that belong to classes; these have none")
     with evaluating(model):
         device = model.prototypes.device
-        best = torch.zeros((model.num_prototypes, 0, 4), dtype=torch.float64, device=device)
+        nearest = _Nearest(model.num_prototypes, k, device)
         not_finite = torch.full((), NO_IMAGE, device=device)
         for batch in scan(model, batches, progress):
-            candidates = _candidates(batch, model.prototype_class if own_class_only else None)
-            best = _least(torch.cat([best, candidates], dim=1), k)
-            not_finite = torch.minimum(not_finite, first_not_finite(batch))
-        missing = k - best.shape[1]
-        best = F.pad(best, (0, 0, 0, missing), value=torch.inf)
+            found = model.nearest_patch(batch.features)
+            nearest.offer(batch, found.distances, found.locations, classes)
+            not_finite = torch.minimum(not_finite, first_not_finite(batch, found.distances))
         raise_if_not_finite(gather_ranks(not_finite).amin())
-        best = _least(torch.cat(list(gather_ranks(best)), dim=1), k)
-    return _as_result(best.cpu())
+        overall = _Nearest(model.num_prototypes, k, device)
+        for table in gather_ranks(nearest.table()):
+            overall.add(table)
+    return _as_result(overall.table().cpu())
 
 
 def prune_prototypes(
@@ -150,33 +150,82 @@ def prune_prototypes(
     return Pruning(keep, (~stays).nonzero()[:, 0], counts, nearest, tuple(empty))
 
 
-def _candidates(batch: Scanned, prototype_class: Tensor | None) -> Tensor:
-    """Rows (distance, image, label, location) of every prototype and image, [P, N, 4] float64.
+class _Nearest:
+    """The k nearest images of each prototype so far, as rows (distance, image, label, location).
 
-    Images of other classes (if `prototype_class` is given) have infinity everywhere.
+    An image is noted for a prototype only if it is no farther than the k-th so far, which soon
+    holds for few; the notes are sorted in when there are many. Rows are float64 on the model's
+    device.
     """
-    distances = batch.output.distances  # [N, P]
-    rows = torch.stack(
-        [
-            distances.to(torch.float64),
-            batch.index.unsqueeze(1).expand_as(distances).to(torch.float64),
-            batch.labels.unsqueeze(1).expand_as(distances).to(torch.float64),
-            batch.output.locations.to(torch.float64),
-        ],
-        dim=2,
-    ).transpose(0, 1)  # [P, N, 4]
-    if prototype_class is None:
-        return rows
-    own = prototype_class.unsqueeze(1) == batch.labels  # [P, N]
-    return torch.where(own.unsqueeze(2), rows, torch.inf)
+
+    def __init__(self, prototypes: int, k: int, device: torch.device) -> None:
+        self._table = torch.full((prototypes, k, 4), torch.inf, dtype=torch.float64, device=device)
+        self._notes: list[Tensor] = []  # each [M, 5]: the prototype, and a row of the table
+        self._noted = 0
+        self._enough = 4 * self._table.shape[0] * k
+
+    def offer(
+        self, batch: Scanned, distances: Tensor, locations: Tensor, only: Tensor | None
+    ) -> None:
+        """Look at the images of one batch.
+
+        Args:
+            batch: whose labels and positions are taken.
+            distances: [N, P].
+            locations: [N, P] int64.
+            only: int64 [P], the one class whose images each prototype may have; None: any.
+        """
+        # No distance passes that is infinite or NaN: the bound is finite.
+        bound = self._table[:, -1, 0].clamp(max=torch.finfo(distances.dtype).max)  # [P]
+        near = distances <= bound.to(distances.dtype)
+        if only is not None:
+            near &= batch.labels.unsqueeze(1) == only
+        images, prototypes = near.nonzero(as_tuple=True)  # [M]
+        columns = (
+            prototypes,
+            distances[images, prototypes],
+            batch.index[images],
+            batch.labels[images],
+            locations[images, prototypes],
+        )
+        self._note(torch.stack([column.to(torch.float64) for column in columns], dim=1))
+
+    def add(self, table: Tensor) -> None:
+        """Look at what was found elsewhere, [P, k, 4]."""
+        self._note(_numbered(table))
+
+    def table(self) -> Tensor:
+        """[P, k, 4], nearest first, then by image; infinite where there are fewer than k images."""
+        if self._notes:
+            self._sort_in()
+        return self._table
+
+    def _note(self, rows: Tensor) -> None:
+        self._notes.append(rows)
+        self._noted += len(rows)
+        if self._noted > self._enough:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        count, k, _ = self._table.shape
+        rows = torch.cat([_numbered(self._table), *self._notes])  # [M, 5]
+        self._notes, self._noted = [], 0
+        order = torch.arange(len(rows), device=rows.device)
+        for column in (2, 1, 0):  # by image, then stably by distance, then by prototype
+            order = order[rows[order, column].argsort(stable=True)]
+        rows = rows[order]
+        prototypes = rows[:, 0].to(torch.int64)
+        first = torch.searchsorted(prototypes, torch.arange(count, device=rows.device))
+        rank = torch.arange(len(rows), device=rows.device) - first[prototypes]
+        kept = rank < k  # of every prototype k rows, those of the table among them
+        self._table[prototypes[kept], rank[kept]] = rows[kept, 1:]
 
 
-def _least(rows: Tensor, k: int) -> Tensor:
-    """The k first rows of each prototype by (distance, image); [P, M, 4] -> [P, min(k, M), 4]."""
-    for column in (1, 0):  # by the second key, then stably by the first
-        order = rows[:, :, column].argsort(dim=1, stable=True)
-        rows = rows.gather(1, order.unsqueeze(2).expand_as(rows))
-    return rows[:, :k]
+def _numbered(table: Tensor) -> Tensor:
+    """The rows of a table [P, k, 4], each after the number of its prototype: [P * k, 5]."""
+    prototypes = torch.arange(len(table), dtype=table.dtype, device=table.device)
+    prototypes = prototypes.view(-1, 1, 1).expand(-1, table.shape[1], 1)
+    return torch.cat([prototypes, table], dim=2).flatten(0, 1)
 
 
 def _as_result(rows: Tensor) -> NearestImages:

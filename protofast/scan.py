@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -35,13 +36,31 @@ class LabelledImages(Protocol):
 class Scanned:
     """One batch on the model's device.
 
-    features: [N, D, H, W]. output: what the head makes of them. labels, index: int64 [N].
+    features: [N, D, H, W]. labels, index: int64 [N]. source: the batch as it was loaded.
     """
 
+    model: PrototypeModel
     features: Tensor
-    output: Output
     labels: Tensor
     index: Tensor
+    source: LabelledImages
+
+    @cached_property
+    def output(self) -> Output:
+        """What the model's head makes of the features."""
+        return self.model.classify(self.features)
+
+    def prototypes_of_its_classes(self, prototype_class: Tensor) -> Tensor:
+        """The prototypes of the classes that the batch has images of, int64 [K], ascending.
+
+        Images of one class mostly follow each other in a set, so these are a few of all.
+
+        Args:
+            prototype_class: int64 [P] where the labels are loaded (the CPU), so that a GPU is not
+                waited for.
+        """
+        here = torch.isin(prototype_class, self.source.labels.to(prototype_class.device))
+        return here.nonzero()[:, 0].to(self.features.device, non_blocking=True)
 
 
 @contextmanager
@@ -76,23 +95,28 @@ def scan(
             continue
         features = model.features(batch.images.to(device, non_blocking=True))
         yield Scanned(
+            model,
             features,
-            model.classify(features),
             batch.labels.to(device, non_blocking=True),
             batch.index.to(device, non_blocking=True),
+            batch,
         )
         done += len(batch.images)
         if progress is not None:
             progress(done)
 
 
-def first_not_finite(batch: Scanned) -> Tensor:
+def first_not_finite(batch: Scanned, distances: Tensor) -> Tensor:
     """Position [] of the first image with NaN or infinity in features or distances, or NO_IMAGE.
 
     It stays on the device, so that looking does not wait for it.
+
+    Args:
+        batch: one batch.
+        distances: [N, K], to the prototypes that were looked at.
     """
-    finite = batch.features.flatten(1).isfinite().all(dim=1)  # [N]
-    finite &= batch.output.distances.isfinite().all(dim=1)
+    finite = batch.features.isfinite().flatten(1).all(dim=1)  # [N]
+    finite &= distances.isfinite().all(dim=1)
     return torch.where(finite, NO_IMAGE, batch.index).amin()
 
 

@@ -1,5 +1,6 @@
 import os
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from features_as_images import batches_of, model_on_features
 from torch import distributed, multiprocessing, nn
 
 from protofast.errors import DataError
-from protofast.models import ProtoPNet, build_backbone
+from protofast.models import ProtoPNet, PrototypeModel, build_backbone
 from protofast.projection import project_prototypes
 from protofast.pruning import nearest_images
 
@@ -73,6 +74,20 @@ def test_the_originals_rules_ties_included(tied, batch_size):
     moved = (torch.tensor(vectors) - prototypes).norm(dim=1)
     torch.testing.assert_close(projection.moved, moved)
     assert projection.empty_classes == ()
+
+
+def test_a_model_that_only_classifies_is_projected_alike(tied):
+    features, labels, prototypes = tied
+    model, plain = (model_on_features(3, 4, 4, prototypes=prototypes) for _ in range(2))
+    plain.nearest_patch = partial(PrototypeModel.nearest_patch, plain)
+    batches = batches_of(features, labels, 7)
+    near, near_plain = (nearest_images(m, batches, k=3) for m in (model, plain))
+    projection, plainly = (project_prototypes(m, batches) for m in (model, plain))
+    for got, expected in zip(near_plain, near, strict=True):
+        assert torch.equal(got, expected)
+    assert torch.equal(plainly.images, projection.images)
+    assert torch.equal(plainly.locations, projection.locations)
+    assert torch.equal(plain.prototypes, model.prototypes)
 
 
 def test_the_order_of_images_does_not_matter(tied):

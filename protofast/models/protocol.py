@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from protofast.models.receptive_field import ReceptiveField
+from protofast.ops import NearestPatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -128,6 +129,15 @@ class PrototypeModel(nn.Module, ABC):
     def forward(self, images: Tensor) -> Output:
         """Images, float in [0, 1], [N, channels, S, T] -> Output."""
         return self.classify(self.features(images))
+
+    def nearest_patch(self, features: Tensor, chosen: Tensor | None = None) -> NearestPatch:
+        """What `classify` says of the prototypes `chosen` (int64 [K]; None: all): each [N, K].
+
+        Projection and pruning go through a set of images with it. A model that can leave out the
+        logits, and the prototypes not chosen, overrides it; every number must stay the same.
+        """
+        _, *found = self.classify(features)
+        return NearestPatch(*(part if chosen is None else part[:, chosen] for part in found))
 
     def receptive_field(self) -> ReceptiveField | None:
         """What each location sees of an image of `input_size`; None where that is not known."""

@@ -11,6 +11,7 @@ from protofast.layers import PrototypeLayer
 from protofast.models.backbones import build_backbone
 from protofast.models.protocol import Output, PrototypeModel
 from protofast.models.receptive_field import ReceptiveField, receptive_field
+from protofast.ops import NearestPatch, nearest_patch
 
 OWN_CLASS_WEIGHT, OTHER_CLASS_WEIGHT = 1.0, -0.5
 """The last layer before training: from a prototype to its own class, and to every other."""
@@ -110,6 +111,20 @@ class ProtoPNet(PrototypeModel):
         with torch.autocast(features.device.type, enabled=False):
             logits = F.linear(activations, self.last_layer.weight.to(activations.dtype))
         return Output(logits, activations, distances, locations)
+
+    def nearest_patch(self, features: Tensor, chosen: Tensor | None = None) -> NearestPatch:
+        """The prototype layer for the prototypes `chosen` (int64 [K]; None: all): each [N, K]."""
+        layer = self.prototype_layer
+        if chosen is None:
+            found: NearestPatch = layer(features)
+            return found
+        return nearest_patch(
+            features,
+            layer.prototypes[chosen],
+            metric=layer.metric,
+            similarity=layer.similarity,
+            eps=layer.eps,
+        )
 
     def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all)."""

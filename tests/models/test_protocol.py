@@ -50,6 +50,24 @@ def test_another_network_needs_only_the_abstract_parts():
         model.prune(torch.tensor([0]))
 
 
+def test_chosen_prototypes_give_what_all_give():
+    torch.manual_seed(0)
+    cosine = CosineNetwork()
+    own = ProtoPNet(
+        build_backbone("small"), num_classes=3, prototypes_per_class=7, depth=33, metric="l2"
+    )
+    for model in (cosine, own):
+        features = torch.rand(4, model.prototypes.shape[1], 5, 3)
+        everything = model.classify(features)[1:]
+        for got, expected in zip(model.nearest_patch(features), everything, strict=True):
+            assert torch.equal(got, expected)
+        for chosen in ([3, 0], [4], []):
+            chosen = torch.tensor(chosen, dtype=torch.int64)
+            found = model.nearest_patch(features, chosen)
+            for got, expected in zip(found, everything, strict=True):
+                assert torch.equal(got, expected[:, chosen])
+
+
 def test_a_network_that_lacks_a_part_is_refused():
     class Half(PrototypeModel):
         def features(self, images):

@@ -1,0 +1,44 @@
+"""Every operator once on a GPU, forward and backward, on small shapes: for compute-sanitizer.
+
+The shapes are awkward on purpose: one location, one image, sizes that no tile divides.
+"""
+
+import itertools
+
+import torch
+
+from protofast.ops import distance_map, nearest_patch
+
+SHAPES = (  # N, P, D, H, W
+    (1, 1, 1, 1, 1),
+    (2, 3, 5, 1, 7),
+    (3, 65, 33, 7, 7),
+    (5, 130, 64, 7, 7),
+    (2, 200, 130, 14, 14),
+    (1, 17, 512, 5, 3),
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PAIRS = (("squared_l2", "log"), ("l2", "exp"), ("dot", "linear"), ("cosine", "linear"))
+
+
+def main() -> None:
+    for (n, p, d, h, w), dtype in itertools.product(SHAPES, DTYPES):
+        torch.manual_seed(0)
+        features = torch.rand(n, d, h, w, device="cuda").to(dtype)
+        prototypes = torch.rand(p, d, device="cuda").requires_grad_()
+        for layout in (torch.contiguous_format, torch.channels_last):
+            maps = features.contiguous(memory_format=layout).requires_grad_()
+            for metric, similarity in PAIRS:
+                found = nearest_patch(maps, prototypes, metric=metric, similarity=similarity)
+                loss = found.activations.sum() + found.distances.sum()
+                torch.autograd.grad(loss, (maps, prototypes))
+            index = torch.arange(n * 2, device="cuda").view(n, 2) % p
+            for chosen in (None, index):
+                distances = distance_map(maps, prototypes, index=chosen)
+                torch.autograd.grad(distances.sum(), (maps, prototypes))
+    torch.cuda.synchronize()
+    print("all operators ran")
+
+
+if __name__ == "__main__":
+    main()
