@@ -1,9 +1,12 @@
 """`PrototypeLayer`: prototypes as a module: distance, similarity and max-pooling in one."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from protofast.ops import NearestPatch, distance_map, mean_distance, nearest_patch, similarity_map
+from protofast.ops.packed_prototypes import nearest_patch_packed, pack_prototypes
 from protofast.similarities import check_similarity
 
 
@@ -30,6 +33,8 @@ class PrototypeLayer(nn.Module):
     (torch.Size([2, 20]), torch.int64)
     """
 
+    _packed: Tensor | None
+
     def __init__(
         self,
         num_prototypes: int,
@@ -47,6 +52,8 @@ class PrototypeLayer(nn.Module):
         check_similarity(metric, similarity, eps)
         self.metric, self.similarity, self.eps = metric, similarity, eps
         self.prototypes = nn.Parameter(torch.rand(num_prototypes, depth))
+        # Only while frozen; not persistent, so that the state dict never knows of it.
+        self.register_buffer("_packed", None, persistent=False)
 
     @property
     def num_prototypes(self) -> int:
@@ -67,14 +74,71 @@ class PrototypeLayer(nn.Module):
         Returns:
             NearestPatch(activations, distances, locations), each [N, P]; locations are int64 in
             [0, H*W), row-major.
+
+        Raises:
+            RuntimeError: the layer is frozen, and in training mode, or a gradient is wanted, or the
+                prototypes have changed since.
         """
-        return nearest_patch(
+        if self._packed is None:
+            return nearest_patch(
+                features,
+                self.prototypes,
+                metric=self.metric,
+                similarity=self.similarity,
+                eps=self.eps,
+            )
+        self._refuse_training(features)
+        return nearest_patch_packed(
             features,
             self.prototypes,
+            self._packed,
             metric=self.metric,
             similarity=self.similarity,
             eps=self.eps,
         )
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the prototypes are packed for inference."""
+        return self._packed is not None
+
+    def freeze(self) -> Self:
+        """Pack the prototypes for inference, which is then faster with one or few images on a CPU.
+
+        Results stay the same to the bit. Until `unfreeze`, the layer computes in evaluation mode
+        and without gradients only, and raises an error where the prototypes are not, bit for bit,
+        those of now: after any change (loading a state dict, projection, pruning, another dtype,
+        writing to `.data`) call `freeze` again. The state dict stays as it is. On other devices
+        than the CPU there is nothing to gain.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            RuntimeError: the layer is in training mode.
+        """
+        if self.training:
+            raise RuntimeError("freeze() is for inference: call eval() on the model first")
+        self._packed = pack_prototypes(self.prototypes.detach(), metric=self.metric)
+        return self
+
+    def unfreeze(self) -> Self:
+        """Forget the packed prototypes: the layer can be trained again. Returns the layer."""
+        self._packed = None
+        return self
+
+    def _refuse_training(self, features: Tensor) -> None:
+        if self.training:
+            raise RuntimeError(
+                "a frozen PrototypeLayer cannot be trained: call unfreeze() on it, or eval() on "
+                "the model"
+            )
+        wants_gradient = features.requires_grad or self.prototypes.requires_grad
+        if torch.is_grad_enabled() and wants_gradient:
+            raise RuntimeError(
+                "a frozen PrototypeLayer has no gradients: compute under torch.no_grad() or "
+                "torch.inference_mode(), or call unfreeze() on it"
+            )
 
     def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all)."""

@@ -114,3 +114,90 @@ def test_similarities_are_the_papers_formulas():
         similarity(distances, "cubic")
     assert ("cosine", "linear") in ALLOWED_PAIRS
     assert ("cosine", "log") not in ALLOWED_PAIRS
+
+
+def frozen_and_plain():
+    torch.manual_seed(2)
+    plain = PrototypeLayer(40, 24).eval()
+    return copy.deepcopy(plain).freeze(), plain
+
+
+def test_a_frozen_layer_gives_the_same_bits():
+    frozen, plain = frozen_and_plain()
+    features = torch.rand(3, 24, 5, 4)
+    assert frozen.is_frozen
+    assert not plain.is_frozen
+    with torch.no_grad():
+        for some in (features, features[:1], features.bfloat16()):
+            for a, b in zip(frozen(some), plain(some), strict=True):
+                assert torch.equal(a, b)
+        for a, b in zip(copy.deepcopy(frozen)(features), plain(features), strict=True):
+            assert torch.equal(a, b)
+        maps = frozen.similarity_map(features)
+        assert torch.equal(maps, plain.similarity_map(features))
+
+
+def test_freezing_leaves_the_state_dict_alone():
+    frozen, plain = frozen_and_plain()
+    assert list(frozen.state_dict()) == list(plain.state_dict()) == ["prototypes"]
+    plain.load_state_dict(frozen.state_dict())
+
+
+def test_a_frozen_layer_refuses_training_and_gradients():
+    frozen, _ = frozen_and_plain()
+    features = torch.rand(1, 24, 5, 4)
+    with pytest.raises(RuntimeError, match="has no gradients"):
+        frozen(features)  # the prototypes want one
+    frozen.requires_grad_(False)
+    frozen(features)
+    with pytest.raises(RuntimeError, match="has no gradients"):
+        frozen(features.requires_grad_())
+    frozen.train()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be trained"):
+        frozen(features)
+    with pytest.raises(RuntimeError, match=r"call eval\(\)"):
+        frozen.freeze()
+    frozen.unfreeze().requires_grad_(True)
+    frozen(features).activations.sum().backward()
+    assert frozen.prototypes.grad.abs().sum() > 0
+
+
+def load_a_state_dict(layer):
+    layer.load_state_dict({"prototypes": torch.rand(40, 24)})
+
+
+def write_to_data(layer):
+    layer.prototypes.data[39, 23] += 1
+
+
+def prune(layer):
+    layer.prototypes = torch.nn.Parameter(layer.prototypes[:30].detach())
+
+
+def convert(layer):
+    layer.double()
+
+
+@pytest.mark.parametrize("change", [load_a_state_dict, write_to_data, prune, convert])
+def test_a_frozen_layer_whose_prototypes_changed_is_an_error_until_frozen_again(change):
+    frozen, plain = frozen_and_plain()
+    for layer in (frozen, plain):
+        torch.manual_seed(3)
+        change(layer)
+    features = torch.rand(2, 24, 5, 4, dtype=plain.prototypes.dtype)
+    with torch.no_grad():
+        with pytest.raises((RuntimeError, ValueError), match="pack them again"):
+            frozen(features)
+        for a, b in zip(frozen.freeze()(features), plain(features), strict=True):
+            assert torch.equal(a, b)
+        assert not frozen.unfreeze().is_frozen
+        frozen(features)
+
+
+def test_a_frozen_layer_compiles_without_graph_breaks():
+    frozen, plain = frozen_and_plain()
+    features = torch.rand(1, 24, 5, 4)
+    compiled = torch.compile(frozen, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for a, b in zip(compiled(features), plain(features), strict=True):
+            assert torch.equal(a, b)

@@ -19,20 +19,25 @@ struct PrototypeMatrix {
   int64_t depth;
 };
 
+// The element type of T.
+template <typename T>
+constexpr Element own_element() {
+  return std::is_same_v<T, float> ? Element::kFloat32 : Element::kFloat64;
+}
+
 // The prototypes as rows of T: where they lie, or converted into `storage`.
 template <typename T>
 const T* prototype_rows(
     const PatchAccess<T>& access, const PrototypeMatrix& prototypes, Workspace<T>& storage
 ) {
-  constexpr Element kElement = std::is_same_v<T, float> ? Element::kFloat32 : Element::kFloat64;
-  if (prototypes.element == kElement) return static_cast<const T*>(prototypes.data);
+  if (prototypes.element == own_element<T>()) return static_cast<const T*>(prototypes.data);
   const int64_t numbers = prototypes.count * prototypes.depth;
   storage = Workspace<T>(numbers);
   access.widen(prototypes.data, prototypes.element, numbers, storage.data());
   return storage.data();
 }
 
-constexpr int64_t kGroupBytes = 32 << 20;  // of images held as rows at once
+constexpr int64_t kGroupBytes = 8 << 20;  // of images at once: what stays in the L3 cache
 
 // The patches of a group of images as rows, in place or converted, and what cosine needs of them.
 template <typename T>
@@ -67,7 +72,6 @@ class PatchGroup {
 
  private:
   int64_t group_size() const {
-    if (in_place_) return std::max<int64_t>(features_.images, 1);
     const int64_t bytes = image_numbers_ * static_cast<int64_t>(sizeof(T));
     return std::clamp<int64_t>(kGroupBytes / bytes, 1, std::max<int64_t>(features_.images, 1));
   }

@@ -4,6 +4,7 @@
 
 #include "cpu/element.h"
 #include "cpu/pairs.h"
+#include "cpu/transpose.h"
 #include "cpu/vector.h"
 
 namespace protofast {
@@ -106,14 +107,17 @@ void narrow_numbers(const T* source, int64_t count, void* target, Element elemen
 
 constexpr int64_t kTile = 16;  // side of the squares in which a transposition goes
 
+// Calls body(l, d) for every number of an image, in the order that suits the map beside rows [L,
+// D].
 template <typename Body>
-inline void for_each_tiled(int64_t locations, int64_t depth, const Body& body) {
-  for (int64_t l0 = 0; l0 < locations; l0 += kTile) {
-    const int64_t l1 = l0 + kTile < locations ? l0 + kTile : locations;
-    for (int64_t d0 = 0; d0 < depth; d0 += kTile) {
-      const int64_t d1 = d0 + kTile < depth ? d0 + kTile : depth;
-      for (int64_t d = d0; d < d1; ++d) {
-        for (int64_t l = l0; l < l1; ++l) body(l, d);
+inline void for_each_number(const FeatureMap& map, const Body& body) {
+  const int64_t tile = map.depth_stride == 1 ? map.depth : kTile;
+  for (int64_t l0 = 0; l0 < map.locations; l0 += kTile) {
+    const int64_t l1 = l0 + kTile < map.locations ? l0 + kTile : map.locations;
+    for (int64_t d0 = 0; d0 < map.depth; d0 += tile) {
+      const int64_t d1 = d0 + tile < map.depth ? d0 + tile : map.depth;
+      for (int64_t l = l0; l < l1; ++l) {
+        for (int64_t d = d0; d < d1; ++d) body(l, d);
       }
     }
   }
@@ -125,31 +129,68 @@ bool rows_in_place(const FeatureMap& map) {
   return map.element == kElement<T> && (map.depth_stride == 1 || map.depth == 1);
 }
 
+// NCHW [D, L] -> rows [L, D]; numbers of another type are converted some at a time.
+template <typename T, typename E>
+void read_channels(const E* source, const FeatureMap& map, T* rows) {
+  if constexpr (kSame<T, E>) {
+    transpose(source, map.depth_stride, map.depth, map.locations, rows, map.depth);
+  } else {
+    constexpr int64_t kColumns = 64;
+    T some[kTile * kColumns];
+    for (int64_t d0 = 0; d0 < map.depth; d0 += kTile) {
+      const int64_t channels = map.depth - d0 < kTile ? map.depth - d0 : kTile;
+      for (int64_t l0 = 0; l0 < map.locations; l0 += kColumns) {
+        const int64_t width = map.locations - l0 < kColumns ? map.locations - l0 : kColumns;
+        for (int64_t d = 0; d < channels; ++d) {
+          const E* numbers = source + (d0 + d) * map.depth_stride + l0;
+          for (int64_t l = 0; l < width; ++l) {
+            some[d * kColumns + l] = static_cast<T>(widen(numbers[l]));
+          }
+        }
+        transpose(some, kColumns, channels, width, rows + l0 * map.depth + d0, map.depth);
+      }
+    }
+  }
+}
+
 // The patches of one image as rows of T: where they lie if they can be used there, else converted
 // and transposed into storage [L, D].
 template <typename T>
 PatchRows<T> read_patches(const FeatureMap& map, int64_t image, T* storage) {
-  const int64_t offset = image * map.image_stride;
+  const int64_t offset = image * map.image_stride, depth = map.depth;
   if (rows_in_place<T>(map)) {
     return {static_cast<const T*>(map.data) + offset, map.location_stride};
   }
   with_element(map.element, [&]<typename E>() {
     const E* source = static_cast<const E*>(map.data) + offset;
-    for_each_tiled(map.locations, map.depth, [&](int64_t l, int64_t d) {
+    if (map.location_stride == 1) return read_channels(source, map, storage);
+    for_each_number(map, [&](int64_t l, int64_t d) {
       const E value = source[d * map.depth_stride + l * map.location_stride];
-      storage[l * map.depth + d] = static_cast<T>(widen(value));
+      storage[l * depth + d] = static_cast<T>(widen(value));
     });
   });
-  return {storage, map.depth};
+  return {storage, depth};
 }
 
 // rows [L, D] -> image `image` of `map`.
 template <typename T>
 void write_patches(const T* rows, int64_t image, const FeatureMap& map) {
+  const int64_t depth = map.depth;
   with_element(map.element, [&]<typename E>() {
     E* target = static_cast<E*>(map.data) + image * map.image_stride;
-    for_each_tiled(map.locations, map.depth, [&](int64_t l, int64_t d) {
-      const E value = narrow<E>(rows[l * map.depth + d]);
+    if constexpr (kSame<T, E>) {
+      if (map.depth_stride == 1) {
+        for (int64_t l = 0; l < map.locations; ++l) {
+          __builtin_memcpy(target + l * map.location_stride, rows + l * depth, depth * sizeof(T));
+        }
+        return;
+      }
+      if (map.location_stride == 1) {  // NCHW
+        return transpose(rows, depth, map.locations, depth, target, map.depth_stride);
+      }
+    }
+    for_each_number(map, [&](int64_t l, int64_t d) {
+      const E value = narrow<E>(rows[l * depth + d]);
       target[d * map.depth_stride + l * map.location_stride] = value;
     });
   });

@@ -63,6 +63,20 @@ inline void store(T* target, Vector<T> value) {
   *reinterpret_cast<typename VectorTypes<T>::Unaligned*>(target) = value;
 }
 
+// kWidth<double> numbers as doubles, and back.
+template <typename T>
+inline Vector<double> load_doubles(const T* source) {
+  using Some = typename VectorTypes<T, kWidth<double>* static_cast<int>(sizeof(T))>::Unaligned;
+  return __builtin_convertvector(*reinterpret_cast<const Some*>(source), Vector<double>);
+}
+
+template <typename T>
+inline void store_doubles(T* target, Vector<double> value) {
+  using Some = VectorTypes<T, kWidth<double>* static_cast<int>(sizeof(T))>;
+  *reinterpret_cast<typename Some::Unaligned*>(target) =
+      __builtin_convertvector(value, typename Some::Vector);
+}
+
 template <typename T>
 inline Vector<T> splat(T value) {
   return value - Vector<T>{};

@@ -186,6 +186,7 @@ inline std::vector<Shape> awkward_shapes() {
   for (const int64_t prototypes : kPrototypeCounts) shapes.push_back({2, prototypes, 17, 49});
   for (const int64_t images : kImageCounts) shapes.push_back({images, 31, 33, 5});
   shapes.push_back({17, 1, 512, 196});  // several chunks
+  shapes.push_back({2, 40, 1100, 70});  // several steps of the depth, several groups of blocks
   return shapes;
 }
 

@@ -7,61 +7,15 @@
 #include <vector>
 
 #include "cpu/nearest_patch/backward.h"
-#include "cpu/nearest_patch/forward.h"
 #include "tests/check.h"
 #include "tests/cpu_problem.h"
+#include "tests/nearest_patch_search.h"
 
 namespace protofast::testing {
 namespace {
 
-constexpr double kEps = 1e-4;
 const double kInfinity = std::numeric_limits<double>::infinity();
 const double kNan = std::numeric_limits<double>::quiet_NaN();
-
-const NearestPatchTable& table_of(InstructionSet set) {
-#if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512) return nearest_patch_avx512;
-  if (set == InstructionSet::kAvx2) return nearest_patch_avx2;
-#endif
-  (void)set;
-  return nearest_patch_portable;
-}
-
-SimilarityFunction similarity_for(Metric metric) {
-  const bool log = metric == Metric::kSquaredL2 || metric == Metric::kL2;
-  return {log ? Similarity::kLog : Similarity::kLinear, kEps, std::log(1 / kEps)};
-}
-
-double similarity_at(double distance, Metric metric) {
-  if (similarity_for(metric).kind == Similarity::kLinear) return -distance;
-  return std::log((distance + 1) / (distance + kEps));
-}
-
-template <typename T>
-struct Found {
-  std::vector<T> activations, distances;
-  std::vector<int64_t> locations;
-  bool operator==(const Found& other) const = default;
-};
-
-template <typename T, typename Parallel = Serial>
-Found<T> search(
-    Problem<T>& problem, InstructionSet set, Metric metric, int64_t threads = 1, Parallel run = {}
-) {
-  const int64_t pairs = problem.shape.images * problem.shape.prototypes;
-  Found<T> found = {std::vector<T>(pairs), std::vector<T>(pairs), std::vector<int64_t>(pairs)};
-  nearest_patch_forward<T>(
-      kernels_of<T>(table_of(set)),
-      problem.map(),
-      problem.matrix(),
-      metric,
-      similarity_for(metric),
-      threads,
-      run,
-      {found.activations.data(), found.distances.data(), found.locations.data()}
-  );
-  return found;
-}
 
 // |d - d*| <= 1e-6 d* at the location found (for dot and cosine: of the norms), which is as good as
 // the best to within rounding; |s - s*| <= 1e-6.
@@ -94,11 +48,6 @@ void check_found(Problem<T>& problem, const Found<T>& found, Metric metric) {
       );
     }
   }
-}
-
-template <typename Body>
-void for_each_instruction_set(const Body& body) {
-  for (const InstructionSet set : supported_instruction_sets()) body(set);
 }
 
 template <typename T>
@@ -232,30 +181,35 @@ TEST(far_from_zero_the_nearest_patch_is_still_found) {
   });
 }
 
+void check_bits(InstructionSet set, Metric metric, Shape shape) {
+  Problem<float> problem(shape, Layout::kNchw, 11);
+  const Found<float> whole = search(problem, set, metric);
+  for (const int64_t threads : {2, 3, 40}) {
+    CHECK(search(problem, set, metric, threads, Threads()) == whole);
+  }
+  problem.layout = Layout::kChannelsLast;
+  CHECK(search(problem, set, metric) == whole);
+  const int64_t numbers = shape.locations * shape.depth;
+  for (int64_t n = 0; n < shape.images; ++n) {
+    Shape alone = shape;
+    alone.images = 1;
+    Problem<float> one(alone, Layout::kSliced, 0);
+    std::copy_n(problem.features.begin() + n * numbers, numbers, one.features.begin());
+    one.prototypes = problem.prototypes;
+    const Found<float> found = search(one, set, metric);
+    const auto same = [&](const auto& part, const auto& all) {
+      return std::equal(part.begin(), part.end(), all.begin() + n * shape.prototypes);
+    };
+    CHECK(same(found.activations, whole.activations));
+    CHECK(same(found.distances, whole.distances));
+    CHECK(same(found.locations, whole.locations));
+  }
+}
+
 TEST(neither_batch_nor_threads_nor_layout_change_a_bit) {
   for_each_instruction_set([](InstructionSet set) {
-    for (const Metric metric : kMetrics) {
-      Problem<float> problem({17, 65, 127, 50}, Layout::kNchw, 11);
-      const Found<float> whole = search(problem, set, metric);
-      for (const int64_t threads : {2, 3, 40}) {
-        CHECK(search(problem, set, metric, threads, Threads()) == whole);
-      }
-      problem.layout = Layout::kChannelsLast;
-      CHECK(search(problem, set, metric) == whole);
-      const int64_t numbers = problem.shape.locations * problem.shape.depth;
-      for (int64_t n = 0; n < 17; ++n) {
-        Problem<float> one({1, 65, 127, 50}, Layout::kSliced, 0);
-        std::copy_n(problem.features.begin() + n * numbers, numbers, one.features.begin());
-        one.prototypes = problem.prototypes;
-        const Found<float> found = search(one, set, metric);
-        const auto same = [&](const auto& part, const auto& all) {
-          return std::equal(part.begin(), part.end(), all.begin() + n * 65);
-        };
-        CHECK(same(found.activations, whole.activations));
-        CHECK(same(found.distances, whole.distances));
-        CHECK(same(found.locations, whole.locations));
-      }
-    }
+    for (const Metric metric : kMetrics) check_bits(set, metric, {17, 65, 127, 50});
+    check_bits(set, Metric::kSquaredL2, {3, 40, 1100, 70});  // in steps of the depth
   });
 }
 
@@ -277,11 +231,11 @@ TEST(bfloat16_is_read_exactly) {
     narrow.element = Element::kBFloat16;
     Found<float> found = expected;
     std::fill(found.distances.begin(), found.distances.end(), 0.0f);
+    const NearestPatchKernels<float>& kernels = table_of(set).of_float;
     nearest_patch_forward<float>(
-        table_of(set).of_float,
+        kernels,
         narrow,
-        problem.matrix(),
-        Metric::kSquaredL2,
+        PrototypePack<float>(kernels, problem.matrix(), Metric::kSquaredL2, 1, Serial()),
         similarity_for(Metric::kSquaredL2),
         1,
         Serial(),

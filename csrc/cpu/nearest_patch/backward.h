@@ -14,7 +14,23 @@ struct NearestGradients {
   const T* distances;    // [N, P], or null
 };
 
-constexpr int64_t kPrototypesPerTask = 16;
+// Images whose patches stay in the L2 cache while prototypes gather from them.
+constexpr int64_t kGatherBytes = 256 << 10;
+
+// The memory of one worker that sums up patches.
+template <typename T>
+class PatchSums {
+ public:
+  PatchSums(int64_t locations, int64_t depth, int64_t prototypes)
+      : rows_(locations * depth), starts_(locations + 1), prototypes_(prototypes) {}
+  T* rows() const { return rows_.data(); }  // [L, D]
+  WinnerLists lists() const { return {starts_.data(), prototypes_.data()}; }
+
+ private:
+  Workspace<T> rows_;
+  Workspace<int64_t> starts_;
+  Workspace<int64_t> prototypes_;
+};
 
 // grad_features and grad_prototypes may be null: not needed. Every location lies in [0, L).
 template <typename T, typename Parallel>
@@ -33,7 +49,6 @@ void nearest_patch_gradients(
     const PrototypeMatrix* grad_prototypes
 ) {
   const int64_t count = prototypes.count, depth = prototypes.depth;
-  const int64_t image_numbers = features.locations * depth;
   const bool cosine = metric == Metric::kCosine;
   Workspace<T> converted(0), prototype_norms(cosine ? count : 0);
   const T* rows = prototype_rows(kernels.access, prototypes, converted);
@@ -45,25 +60,29 @@ void nearest_patch_gradients(
 
   PatchGroup<T> group(kernels.access, features, metric);
   Workspace<T> slopes(group.size() * count);
-  Workspace<T> tiles(grad_features ? threads * image_numbers : 0);  // [workers, L, D]
-  Workspace<T> sums(grad_prototypes ? count * depth : 0);
-  if (grad_prototypes) std::fill_n(sums.data(), count * depth, T(0));
+  std::vector<BackwardImage<T>> images(group.size());
+  std::vector<PatchSums<T>> workers;
+  for (int64_t i = 0; i < (grad_features ? threads : 0); ++i) {
+    workers.emplace_back(features.locations, depth, count);
+  }
+  // Summed up where they are to be, if they are of that type.
+  const bool in_place = grad_prototypes && grad_prototypes->element == own_element<T>();
+  Workspace<T> converted_sums(grad_prototypes && !in_place ? count * depth : 0);
+  T* sums = in_place ? static_cast<T*>(grad_prototypes->data) : converted_sums.data();
+  if (grad_prototypes) std::fill_n(sums, count * depth, T(0));
 
   for (int64_t first = 0; first < features.images; first += group.size()) {
-    const int64_t images = std::min(group.size(), features.images - first);
-    const auto image_of_group = [&](int64_t i) {
+    const int64_t size = std::min(group.size(), features.images - first);
+    run_tasks(size, threads, parallel, [&](int64_t worker, int64_t i) {
       const int64_t slot = (first + i) * count;
-      return BackwardImage<T>{
+      group.read(i, first + i);
+      images[i] = {
           group.rows(i),
           group.inverse_norms(i),
           slopes.data() + i * count,
           distances + slot,
           locations + slot,
       };
-    };
-    run_tasks(images, threads, parallel, [&](int64_t worker, int64_t i) {
-      const int64_t slot = (first + i) * count;
-      group.read(i, first + i);
       kernels.find_slopes(
           gradients.activations ? gradients.activations + slot : nullptr,
           gradients.distances ? gradients.distances + slot : nullptr,
@@ -73,25 +92,24 @@ void nearest_patch_gradients(
           slopes.data() + i * count
       );
       if (!grad_features) return;
-      T* tile = tiles.data() + worker * image_numbers;
-      std::fill_n(tile, image_numbers, T(0));
-      kernels.add_to_patches(inputs, image_of_group(i), tile);
-      kernels.access.write(tile, first + i, *grad_features);
+      const PatchSums<T>& memory = workers[worker];
+      kernels.sum_up_patches(inputs, images[i], memory.lists(), memory.rows());
+      kernels.access.write(memory.rows(), first + i, *grad_features);
     });
     if (!grad_prototypes) continue;
-    const int64_t tasks = ceil_divide(count, kPrototypesPerTask);
-    run_tasks(tasks, threads, parallel, [&](int64_t, int64_t task) {
-      const int64_t begin = task * kPrototypesPerTask;
-      const int64_t end = std::min(count, begin + kPrototypesPerTask);
-      for (int64_t i = 0; i < images; ++i) {
-        kernels.add_to_prototypes(inputs, image_of_group(i), begin, end, sums.data());
+    const int64_t image_bytes = features.locations * depth * static_cast<int64_t>(sizeof(T));
+    const int64_t together = std::max<int64_t>(1, kGatherBytes / image_bytes);
+    const int64_t part = std::max<int64_t>(16, ceil_divide(count, 8 * threads));
+    run_tasks(ceil_divide(count, part), threads, parallel, [&](int64_t, int64_t task) {
+      const int64_t begin = task * part, end = std::min(count, begin + part);
+      for (int64_t i = 0; i < size; i += together) {
+        const int64_t some = std::min(together, size - i);
+        kernels.add_to_prototypes(inputs, images.data() + i, some, begin, end, sums);
       }
     });
   }
-  if (grad_prototypes) {
-    kernels.access.narrow(
-        sums.data(), count * depth, grad_prototypes->data, grad_prototypes->element
-    );
+  if (grad_prototypes && !in_place) {
+    kernels.access.narrow(sums, count * depth, grad_prototypes->data, grad_prototypes->element);
   }
 }
 

@@ -1,25 +1,15 @@
 // Puts the kernels of nearest_patch together: memory, and tasks for threads. No torch.
 #pragma once
 
+#include <atomic>
 #include <bit>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "cpu/nearest_patch/kernels.h"
-#include "cpu/patch_group.h"
+#include "cpu/nearest_patch/prototype_pack.h"
 #include "cpu/workspace.h"
 
 namespace protofast {
-
-template <typename T>
-const NearestPatchKernels<T>& kernels_of(const NearestPatchTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
 
 constexpr int64_t kChunkBytes = 256 << 10;  // of packed images: what stays in the L2 cache
 
@@ -81,38 +71,22 @@ class ChunkWorkspace {
   int64_t first_image_ = -1;
 };
 
-// Outputs are [N, P] each. N, P, D and L are at least 1, L < 2^31.
+// Outputs are [N, P] each. N, P, D and L are at least 1, L < 2^31. False if the packed prototypes
+// are those of a frozen layer and are not the prototypes as they are now: the outputs are then
+// worth nothing.
 template <typename T, typename Parallel>
-void nearest_patch_forward(
+bool nearest_patch_forward(
     const NearestPatchKernels<T>& kernels,
     const FeatureMap& features,
-    const PrototypeMatrix& prototypes,
-    Metric metric,
+    const PrototypePack<T>& pack,
     const SimilarityFunction& similarity,
     int64_t threads,
     const Parallel& parallel,
     const NearestOutputs<T>& outputs
 ) {
+  const PackedPrototypes<T>& prototypes = pack.prototypes();
   const int64_t depth = prototypes.depth, lanes = kernels.panel_lanes;
   const int64_t panels = ceil_divide(prototypes.count, lanes);
-  Workspace<T> converted(0), centre(depth), packed(panels * lanes * depth), norms(panels * lanes);
-  const T round_off = std::numeric_limits<T>::epsilon() / 2;
-  const PackedPrototypes<T> ready = {
-      prototypes.count,
-      depth,
-      metric,
-      // Errors of a sum of D rounded terms grow like sqrt(D); this is some five times what is seen.
-      static_cast<T>(std::sqrt(static_cast<double>(depth)) + 8) * round_off,
-      prototype_rows(kernels.access, prototypes, converted),
-      centre.data(),
-      packed.data(),
-      norms.data(),
-  };
-  kernels.find_centre(ready);
-  run_tasks(panels, threads, parallel, [&](int64_t, int64_t panel) {
-    kernels.pack_panel(ready, panel);
-  });
-
   const int64_t image_bytes = features.locations * depth * static_cast<int64_t>(sizeof(T));
   const int64_t most = std::max<int64_t>(1, kChunkBytes / image_bytes);
   const int64_t images = std::min(most, ceil_divide(features.images, threads));
@@ -124,18 +98,21 @@ void nearest_patch_forward(
   std::vector<ChunkWorkspace<T>> workspaces;
   workspaces.reserve(workers);
   for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(kernels, features, images);
+  std::atomic<bool> current{true};
   run_tasks(chunks * slabs, workers, parallel, [&](int64_t worker, int64_t task) {
     const int64_t first = task / slabs * images, first_panel = task % slabs * slab;
+    const int64_t last_panel = std::min(panels, first_panel + slab);
+    if (first == 0 && !pack.is_current(first_panel * lanes, last_panel * lanes)) current = false;
     const int64_t count = std::min(images, features.images - first);
     const PackedImages<T>& packed_images =
-        workspaces[worker].pack(kernels, ready, features, first, count);
+        workspaces[worker].pack(kernels, prototypes, features, first, count);
     const int64_t slot = first * prototypes.count;
     const NearestOutputs<T> here = {
         outputs.activations + slot, outputs.distances + slot, outputs.locations + slot
     };
-    const int64_t last_panel = std::min(panels, first_panel + slab);
-    kernels.search(ready, packed_images, first_panel, last_panel, similarity, here);
+    kernels.search(prototypes, packed_images, first_panel, last_panel, similarity, here);
   });
+  return current;
 }
 
 }  // namespace protofast

@@ -29,7 +29,8 @@
 // summed across tasks. The centre depends on the prototypes alone.
 //
 // A task is a few images (kChunkBytes in forward.h) against a run of panels: it packs the images
-// into its thread's workspace, which stays in the L2 cache while the panels stream past it.
+// into its thread's workspace, which stays in the L2 cache while the panels stream past it. A panel
+// stays in the L1 cache while the images go past it; one too deep for that goes in steps.
 #pragma once
 
 #include "cpu/nearest_patch/backward_kernel.h"
@@ -45,26 +46,55 @@ namespace {
 
 // ------------------------------------------------------------------ scores
 
-// scores[r][lane] = sum over d of block[d][r] * panel[d][lane]: where the time goes.
-template <typename T>
-inline void multiply_block(const T* block, const T* panel, int64_t depth, T* scores) {
-  Vector<T> sums[kRows][2] = {};
-  for (int64_t d = 0; d < depth; ++d) {
-    Vector<T> first = load(panel), second = load(panel + kWidth<T>);
-    PROTOFAST_KEEP_IN_REGISTER(first);
-    PROTOFAST_KEEP_IN_REGISTER(second);
+// scores[r][lane] = sum over d of block[d][r] * panel[d][lane], for the first `vectors` vectors of
+// lanes: where the time goes. With `add` the sums go on from the scores that are there.
+template <int vectors, typename T>
+inline void multiply_block(const T* block, const T* panel, int64_t depth, bool add, T* scores) {
+  Vector<T> sums[kRows][vectors] = {};
+  if (add) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      sums[r][0] += first * block[r];
-      sums[r][1] += second * block[r];
+      for (int v = 0; v < vectors; ++v) sums[r][v] = load(scores + r * kLanes<T> + v * kWidth<T>);
+    }
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    Vector<T> lanes[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      lanes[v] = load(panel + v * kWidth<T>);
+      PROTOFAST_KEEP_IN_REGISTER(lanes[v]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      Vector<T> patch = splat(block[r]);
+      PROTOFAST_KEEP_IN_REGISTER(patch);
+      for (int v = 0; v < vectors; ++v) sums[r][v] += lanes[v] * patch;
     }
     block += kRows;
     panel += kLanes<T>;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    store(scores + r * kLanes<T>, sums[r][0]);
-    store(scores + r * kLanes<T> + kWidth<T>, sums[r][1]);
+    for (int v = 0; v < vectors; ++v) store(scores + r * kLanes<T> + v * kWidth<T>, sums[r][v]);
+  }
+}
+
+// A panel of great depth does not fit into the L1 cache beside the blocks: it is taken in steps,
+// each against all blocks of a group, whose sums wait in `scores`.
+template <typename T>
+constexpr int64_t kDepthStep = (16 << 10) / (kLanes<T> * sizeof(T));
+constexpr int64_t kGroupBlocks = 8;
+
+template <int vectors, typename T>
+inline void multiply_group(
+    const T* blocks, int64_t count, const T* panel, int64_t depth, T* scores
+) {
+  for (int64_t d = 0; d < depth; d += kDepthStep<T>) {
+    const int64_t step = at_most(depth - d, kDepthStep<T>);
+    for (int64_t b = 0; b < count; ++b) {
+      const T* block = blocks + (b * depth + d) * kRows;
+      T* sums = scores + b * kRows * kLanes<T>;
+      multiply_block<vectors>(block, panel + d * kLanes<T>, step, d > 0, sums);
+    }
   }
 }
 
@@ -85,10 +115,10 @@ inline Running<T> nothing_yet() {
   return running;
 }
 
-template <Metric metric, typename T>
+template <Metric metric, int vectors, typename T>
 inline void take_row(Running<T>& running, const T* scores, T term, int64_t location) {
   const Integers<T> here = Integers<T>{} + static_cast<typename Limits<T>::Integer>(location);
-  for (int v = 0; v < 2; ++v) {
+  for (int v = 0; v < vectors; ++v) {
     const Vector<T> product = load(scores + v * kWidth<T>);
     const Vector<T> score = metric == Metric::kCosine ? product * term : product - term;
     const Vector<T> best = running.best[v], second = running.second[v];
@@ -143,73 +173,125 @@ __attribute__((noinline)) T scan(
   return least;
 }
 
-// Writes what one image has found for the prototypes of a panel.
-template <Metric metric, typename T>
+// Where the images that a panel has been through find their winners, or kUncertain. They wait here
+// until there are kWaiting of them: refining one prototype against many images reads it from the L1
+// cache, and drives the panel out of it once instead of once per image.
+constexpr int kWaiting = 16;
+constexpr int kUncertain = -1;
+
+template <typename T>
+struct Winners {
+  typename Limits<T>::Integer of_lane[kLanes<T>];
+};
+
+template <Metric metric, int vectors, typename T>
+inline void choose(
+    const PackedPrototypes<T>& prototypes,
+    int64_t panel,
+    T largest,  // |z| of the image
+    const Running<T>& running,
+    Winners<T>& winners
+) {
+  const T* norms = prototypes.norms + panel * kLanes<T>;
+  const Integers<T> unusable = Integers<T>{} - (largest == largest ? 0 : 1);
+  for (int v = 0; v < vectors; ++v) {
+    const Integers<T> uncertain =
+        unusable | uncertain_lanes<metric>(running, v, norms, largest, prototypes.tolerance);
+    const Integers<T> chosen = uncertain | running.location[v];  // all bits set: kUncertain
+    __builtin_memcpy(winners.of_lane + v * kWidth<T>, &chosen, sizeof(chosen));
+  }
+}
+
+// Writes what images [first, first + count) have found for the prototypes of a panel.
+template <typename T>
 __attribute__((noinline)) void settle(
     const PackedPrototypes<T>& prototypes,
     const PackedImages<T>& images,
-    int64_t image,
+    int64_t first,
+    int64_t count,
     int64_t panel,
-    const Running<T>& running,
+    const Winners<T>* winners,
+    const SimilarityFunction& similarity,
     const NearestOutputs<T>& outputs
 ) {
-  using Integer = typename Limits<T>::Integer;
-  const int64_t depth = prototypes.depth, first = panel * kLanes<T>;
-  const PatchRows<T> patches = images.patches[image];
-  const T largest = images.largest[image];
-  Integer winners[kLanes<T>], uncertain[kLanes<T>];
-  for (int v = 0; v < 2; ++v) {
-    const Integers<T> lanes = uncertain_lanes<metric>(
-        running, v, prototypes.norms + first, largest, prototypes.tolerance
-    );
-    __builtin_memcpy(uncertain + v * kWidth<T>, &lanes, sizeof(lanes));
-    __builtin_memcpy(winners + v * kWidth<T>, &running.location[v], sizeof(lanes));
-  }
-  const bool usable = largest == largest;
-  const int64_t used = at_most(prototypes.count - first, kLanes<T>);
+  const int64_t depth = prototypes.depth, first_lane = panel * kLanes<T>;
+  const int64_t used = at_most(prototypes.count - first_lane, kLanes<T>);
   for (int64_t lane = 0; lane < used; ++lane) {
-    const T* prototype = prototypes.rows + (first + lane) * depth;
-    const int64_t slot = image * prototypes.count + first + lane;
-    if (usable && !uncertain[lane]) {
-      const T* patch = patches.rows + winners[lane] * patches.stride;
-      outputs.locations[slot] = winners[lane];
-      outputs.distances[slot] = pair_distance(patch, prototype, depth, prototypes.metric);
-    } else {
-      outputs.distances[slot] = scan(
-          patches, images.locations, prototype, depth, prototypes.metric, outputs.locations + slot
-      );
+    const T* prototype = prototypes.rows + (first_lane + lane) * depth;
+    for (int64_t i = 0; i < count; ++i) {
+      const PatchRows<T> patches = images.patches[first + i];
+      const int64_t slot = (first + i) * prototypes.count + first_lane + lane;
+      const int64_t winner = winners[i].of_lane[lane];
+      if (winner != kUncertain) {
+        const T* patch = patches.rows + winner * patches.stride;
+        outputs.locations[slot] = winner;
+        outputs.distances[slot] = pair_distance(patch, prototype, depth, prototypes.metric);
+      } else {
+        outputs.distances[slot] = scan(
+            patches, images.locations, prototype, depth, prototypes.metric, outputs.locations + slot
+        );
+      }
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t slot = (first + i) * prototypes.count + first_lane;
+    similarities(outputs.distances + slot, used, similarity, outputs.activations + slot);
+  }
+}
+
+template <Metric metric, int vectors, typename T>
+void search_panel(
+    const PackedPrototypes<T>& prototypes,
+    const PackedImages<T>& images,
+    int64_t panel,
+    const SimilarityFunction& similarity,
+    const NearestOutputs<T>& outputs
+) {
+  const int64_t depth = prototypes.depth, rows = images.count * images.locations;
+  const T* packed = prototypes.panels + panel * depth * kLanes<T>;
+  alignas(PROTOFAST_VECTOR_BYTES) T scores[kGroupBlocks * kRows * kLanes<T>];
+  Winners<T> winners[kWaiting];
+  Running<T> running = nothing_yet<T>();
+  const int64_t group = kRows * (depth > kDepthStep<T> ? kGroupBlocks : 1);
+  int64_t settled = 0, image = 0, location = 0;
+  for (int64_t first_row = 0; first_row < rows; first_row += group) {
+    const int64_t used = at_most(rows - first_row, group);
+    const int64_t blocks = (used + kRows - 1) / kRows;
+    multiply_group<vectors>(images.blocks + first_row * depth, blocks, packed, depth, scores);
+    for (int64_t r = 0; r < used;) {
+      const int64_t end = at_most(r + images.locations - location, used);
+      for (; r < end; ++r, ++location) {
+        const T term = images.terms[first_row + r];
+        take_row<metric, vectors>(running, scores + r * kLanes<T>, term, location);
+      }
+      if (location < images.locations) break;
+      const T largest = images.largest[image];
+      choose<metric, vectors>(prototypes, panel, largest, running, winners[image - settled]);
+      running = nothing_yet<T>();
+      location = 0;
+      if (++image - settled == kWaiting || image == images.count) {
+        const int64_t count = image - settled;
+        settle(prototypes, images, settled, count, panel, winners, similarity, outputs);
+        settled = image;
+      }
     }
   }
 }
 
 template <Metric metric, typename T>
-void search_panel(
+void search_panels(
     const PackedPrototypes<T>& prototypes,
     const PackedImages<T>& images,
-    int64_t panel,
+    int64_t first_panel,
+    int64_t last_panel,
+    const SimilarityFunction& similarity,
     const NearestOutputs<T>& outputs
 ) {
-  const int64_t depth = prototypes.depth, rows = images.count * images.locations;
-  const T* packed = prototypes.panels + panel * depth * kLanes<T>;
-  alignas(PROTOFAST_VECTOR_BYTES) T scores[kRows * kLanes<T>];
-  Running<T> running = nothing_yet<T>();
-  int64_t image = 0, location = 0;
-  for (int64_t first_row = 0; first_row < rows; first_row += kRows) {
-    multiply_block(images.blocks + first_row * depth, packed, depth, scores);
-    const int64_t used = at_most(rows - first_row, kRows);
-    for (int64_t r = 0; r < used;) {
-      const int64_t end = at_most(r + images.locations - location, used);
-      for (; r < end; ++r, ++location) {
-        const T term = images.terms[first_row + r];
-        take_row<metric>(running, scores + r * kLanes<T>, term, location);
-      }
-      if (location == images.locations) {
-        const Running<T> found = running;
-        settle<metric>(prototypes, images, image, panel, found, outputs);
-        running = nothing_yet<T>();
-        location = 0;
-        ++image;
-      }
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    if (prototypes.count - panel * kLanes<T> > kWidth<T>) {
+      search_panel<metric, 2>(prototypes, images, panel, similarity, outputs);
+    } else {
+      search_panel<metric, 1>(prototypes, images, panel, similarity, outputs);
     }
   }
 }
@@ -223,25 +305,17 @@ void search(
     const SimilarityFunction& similarity,
     const NearestOutputs<T>& outputs
 ) {
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    switch (prototypes.metric) {
-      case Metric::kSquaredL2:
-      case Metric::kL2:
-        search_panel<Metric::kSquaredL2>(prototypes, images, panel, outputs);
-        break;
-      case Metric::kDot:
-        search_panel<Metric::kDot>(prototypes, images, panel, outputs);
-        break;
-      case Metric::kCosine:
-        search_panel<Metric::kCosine>(prototypes, images, panel, outputs);
-        break;
-    }
-  }
-  const int64_t first = first_panel * kLanes<T>;
-  const int64_t last = at_most(last_panel * kLanes<T>, prototypes.count);
-  for (int64_t n = 0; n < images.count; ++n) {
-    const int64_t slot = n * prototypes.count + first;
-    similarities(outputs.distances + slot, last - first, similarity, outputs.activations + slot);
+  const auto run = [&]<Metric metric>() {
+    search_panels<metric>(prototypes, images, first_panel, last_panel, similarity, outputs);
+  };
+  switch (prototypes.metric) {
+    case Metric::kSquaredL2:
+    case Metric::kL2:
+      return run.template operator()<Metric::kSquaredL2>();
+    case Metric::kDot:
+      return run.template operator()<Metric::kDot>();
+    case Metric::kCosine:
+      return run.template operator()<Metric::kCosine>();
   }
 }
 
@@ -250,13 +324,14 @@ constexpr NearestPatchKernels<T> nearest_patch_kernels() {
   return {
       .panel_lanes = kLanes<T>,
       .block_rows = kRows,
+      .centre_columns = kCentreColumns,
       .access = patch_access<T>(),
       .find_centre = find_centre<T>,
       .pack_panel = pack_panel<T>,
       .pack_images = pack_images<T>,
       .search = search<T>,
       .find_slopes = find_slopes<T>,
-      .add_to_patches = add_to_patches<T>,
+      .sum_up_patches = sum_up_patches<T>,
       .add_to_prototypes = add_to_prototypes<T>,
   };
 }

@@ -75,13 +75,20 @@ struct BackwardImage {
   const int64_t* winners;        // [P], in [0, L)
 };
 
+// Memory to sort the prototypes of an image by the location that won.
+struct WinnerLists {
+  int64_t* starts;      // [L + 1]
+  int64_t* prototypes;  // [P]
+};
+
 template <typename T>
 struct NearestPatchKernels {
   int64_t panel_lanes;
   int64_t block_rows;
+  int64_t centre_columns;  // found at a time
   PatchAccess<T> access;
 
-  void (*find_centre)(const PackedPrototypes<T>& prototypes);
+  void (*find_centre)(const PackedPrototypes<T>& prototypes, int64_t strip);
   void (*pack_panel)(const PackedPrototypes<T>& prototypes, int64_t panel);
   void (*pack_images)(
       const PackedPrototypes<T>& prototypes,
@@ -106,12 +113,18 @@ struct NearestPatchKernels {
       const SimilarityFunction& similarity,
       T* slopes
   );
-  void (*add_to_patches)(
-      const BackwardInputs<T>& inputs, const BackwardImage<T>& image, T* grad_rows
-  );
-  void (*add_to_prototypes)(
+  // grad_rows [L, D] = the gradient of an image's patches.
+  void (*sum_up_patches)(
       const BackwardInputs<T>& inputs,
       const BackwardImage<T>& image,
+      const WinnerLists& lists,
+      T* grad_rows
+  );
+  // Adds what these images give to the gradients of prototypes [first, last); [P, D].
+  void (*add_to_prototypes)(
+      const BackwardInputs<T>& inputs,
+      const BackwardImage<T>* images,
+      int64_t count,
       int64_t first_prototype,
       int64_t last_prototype,
       T* grad_prototypes

@@ -34,18 +34,16 @@ SimilarityFunction similarity_of(const std::string& name, double eps) {
   STD_TORCH_CHECK(false, "unknown similarity '", name, "'");
 }
 
-std::tuple<Tensor, Tensor, Tensor> nearest_patch(
+// Calls run(outputs) with a PrototypePack of the result's type, made by make_pack(kernels, rows,
+// threads), unless there is nothing to compute. run is false if the pack was out of date.
+template <typename MakePack>
+std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
     const Tensor& features,
     const Tensor& prototypes,
-    const std::string& metric_name,
     const std::string& similarity_name,
     double eps,
-    const std::string& precision,
-    const std::string& refine
+    const MakePack& make_pack
 ) {
-  (void)precision, (void)refine;  // the CPU always computes in full precision and refines
-  check_inputs(features, prototypes);
-  const Metric metric = metric_of(metric_name);
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
   const NearestPatchTable& table = chosen_table();
   const ScalarType type = result_type(features, prototypes);
@@ -60,20 +58,107 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch(
   const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
-    nearest_patch_forward<T>(
-        kernels_of<T>(table),
+    const NearestPatchKernels<T>& kernels = kernels_of<T>(table);
+    const int64_t threads = threads_for(steps);
+    const PrototypePack<T> pack = make_pack(kernels, read_matrix(rows), threads);
+    const bool current = nearest_patch_forward<T>(
+        kernels,
         map,
-        read_matrix(rows),
-        metric,
+        pack,
         similarity,
-        threads_for(steps),
+        threads,
         TorchThreads(),
         {activations.mutable_data_ptr<T>(),
          distances.mutable_data_ptr<T>(),
          locations.mutable_data_ptr<int64_t>()}
     );
+    STD_TORCH_CHECK(
+        current,
+        "the prototypes have changed since they were packed: pack them again "
+        "(PrototypeLayer: freeze()), or use them unpacked (unfreeze())"
+    );
   });
   return {activations, distances, locations};
+}
+
+// The CPU always computes in full precision and refines, whatever the last two arguments say.
+std::tuple<Tensor, Tensor, Tensor> nearest_patch(
+    const Tensor& features,
+    const Tensor& prototypes,
+    const std::string& metric_name,
+    const std::string& similarity,
+    double eps,
+    const std::string&,
+    const std::string&
+) {
+  check_inputs(features, prototypes);
+  const Metric metric = metric_of(metric_name);
+  return nearest_patch_with(
+      features,
+      prototypes,
+      similarity,
+      eps,
+      [&]<typename T>(
+          const NearestPatchKernels<T>& kernels, const PrototypeMatrix& rows, int64_t threads
+      ) { return PrototypePack<T>(kernels, rows, metric, threads, TorchThreads()); }
+  );
+}
+
+Tensor pack_prototypes(const Tensor& prototypes, const std::string& metric_name) {
+  STD_TORCH_CHECK(
+      prototypes.is_cpu() && prototypes.dim() == 2 && prototypes.size(1) > 0,
+      "prototypes must be on the CPU and [P, D]"
+  );
+  const Metric metric = metric_of(metric_name);
+  const NearestPatchTable& table = chosen_table();
+  const ScalarType type = result_type(prototypes, prototypes);
+  const Tensor rows = torch::stable::contiguous(prototypes);
+  const int64_t shape[] = {PrototypePack<float>::frozen_size(read_matrix(rows))};
+  Tensor packed = torch::stable::new_empty(prototypes, shape, type);
+  with_result_type(type, [&](auto number) {
+    using T = decltype(number);
+    PrototypePack<T>::freeze(
+        kernels_of<T>(table),
+        read_matrix(rows),
+        metric,
+        threads_for(static_cast<double>(rows.numel())),
+        TorchThreads(),
+        packed.mutable_data_ptr<T>()
+    );
+  });
+  return packed;
+}
+
+std::tuple<Tensor, Tensor, Tensor> nearest_patch_packed(
+    const Tensor& features,
+    const Tensor& prototypes,
+    const Tensor& packed,
+    const std::string& metric_name,
+    const std::string& similarity,
+    double eps,
+    const std::string&,
+    const std::string&
+) {
+  check_inputs(features, prototypes);
+  const Metric metric = metric_of(metric_name);
+  const Tensor numbers = torch::stable::contiguous(packed);
+  const bool typed = numbers.is_cpu() && numbers.scalar_type() == result_type(features, prototypes);
+  return nearest_patch_with(
+      features,
+      prototypes,
+      similarity,
+      eps,
+      [&]<typename T>(const NearestPatchKernels<T>& kernels, const PrototypeMatrix& rows, int64_t) {
+        STD_TORCH_CHECK(
+            typed && PrototypePack<T>::fits(
+                         kernels, rows, metric, numbers.const_data_ptr<T>(), numbers.numel()
+                     ),
+            "these packed prototypes are not of these prototypes' sizes, dtype or metric, or were "
+            "packed for another kind of processor: pack them again (PrototypeLayer: freeze())"
+        );
+        return PrototypePack<T>(kernels, rows, metric, numbers.const_data_ptr<T>());
+      }
+  );
 }
 
 // Wrong locations can come only from a caller of the backward operator itself; they must not be
@@ -169,6 +254,8 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
 STABLE_TORCH_LIBRARY_IMPL(protofast, CPU, library) {
   library.impl("nearest_patch", TORCH_BOX(&nearest_patch));
   library.impl("nearest_patch_backward", TORCH_BOX(&nearest_patch_backward));
+  library.impl("nearest_patch_packed", TORCH_BOX(&nearest_patch_packed));
+  library.impl("pack_prototypes", TORCH_BOX(&pack_prototypes));
 }
 
 }  // namespace protofast

@@ -5,6 +5,7 @@
 
 #include "cpu/nearest_patch/kernels.h"
 #include "cpu/patches.h"
+#include "cpu/transpose.h"
 #include "cpu/vector.h"
 
 #ifndef PROTOFAST_BLOCK_ROWS
@@ -17,81 +18,133 @@ namespace {
 constexpr int kRows = PROTOFAST_BLOCK_ROWS;  // of a block; with 2 vectors of sums per row
 template <typename T>
 constexpr int kLanes = 2 * kWidth<T>;  // prototypes of a panel
+constexpr int kCentreColumns = 4 * kWidth<double>;
 
 inline bool is_l2(Metric metric) { return metric == Metric::kSquaredL2 || metric == Metric::kL2; }
 
 inline int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
 
-// centre[d] = mean over the finite p[d] where it is large beside their spread, else 0: there
-// subtracting it makes the numbers smaller. A NaN or infinite prototype does not disturb the
-// others.
+// The centre of the columns [first, last): the mean over the finite p[d] where it is large beside
+// their spread, else 0: there subtracting it makes the numbers smaller. A NaN or infinite prototype
+// does not disturb the others. Sums go in the order of p, whichever way they are computed.
 template <typename T>
-void find_centre(const PackedPrototypes<T>& prototypes) {
-  constexpr int64_t kStrip = 64;
-  const int64_t depth = prototypes.depth;
-  for (int64_t d0 = 0; d0 < depth; d0 += kStrip) {
-    const int64_t width = at_most(depth - d0, kStrip);
-    double sums[kStrip] = {}, squares[kStrip] = {}, counts[kStrip] = {};
+inline void centre_of_finite(const PackedPrototypes<T>& prototypes, int64_t first, int64_t last) {
+  for (int64_t d = first; d < last; ++d) {
+    double sum = 0, squares = 0, count = 0;
     for (int64_t p = 0; p < prototypes.count; ++p) {
-      const T* row = prototypes.rows + p * depth + d0;
-      for (int64_t d = 0; d < width; ++d) {
-        const double value = row[d];
-        const bool finite = value - value == 0;
-        sums[d] += finite ? value : 0.0;
-        squares[d] += finite ? value * value : 0.0;
-        counts[d] += finite ? 1.0 : 0.0;
-      }
+      const double value = prototypes.rows[p * prototypes.depth + d];
+      const bool finite = value - value == 0;
+      sum += finite ? value : 0.0;
+      squares += finite ? value * value : 0.0;
+      count += finite ? 1.0 : 0.0;
     }
-    for (int64_t d = 0; d < width; ++d) {
-      const double mean = sums[d] / counts[d];  // NaN without any, which the comparison refuses
-      const bool large = is_l2(prototypes.metric) && squares[d] < 2.0 * mean * sums[d];
-      prototypes.centre[d0 + d] = large ? static_cast<T>(mean) : T(0);
-    }
+    const double mean = sum / count;  // NaN without any, which the comparison refuses
+    prototypes.centre[d] = squares < 2.0 * mean * sum ? static_cast<T>(mean) : T(0);
   }
 }
 
-// Squared norms of the `width` columns of packed [D, width]. They add up exactly as multiply_block
-// does, so a patch equal to a prototype scores exactly |p|^2 / 2.
-template <typename T, int width>
-inline void column_norms(const T* packed, int64_t depth, T* norms) {
-  constexpr int kVectors = (width + kWidth<T> - 1) / kWidth<T>;
-  constexpr int kRead = kWidth<T> * kVectors;
-  static_assert(kRead - width <= kBlockSlack);  // how far the last load reads beyond the columns
-  Vector<T> sums[kVectors] = {};
-  for (int64_t d = 0; d < depth; ++d) {
+// The same of kCentreColumns columns without looking for values that are not finite: false if there
+// are any, or if squares overflow.
+template <typename T>
+inline bool centre_of_all(const PackedPrototypes<T>& prototypes, int64_t first) {
+  constexpr int kVectors = kCentreColumns / kWidth<double>;
+  Vector<double> sums[kVectors] = {}, squares[kVectors] = {};
+  for (int64_t p = 0; p < prototypes.count; ++p) {
+    const T* row = prototypes.rows + p * prototypes.depth + first;
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const Vector<T> x = load(packed + d * width + v * kWidth<T>);
-      sums[v] += x * x;
+      const Vector<double> value = load_doubles(row + v * kWidth<double>);
+      sums[v] += value;
+      squares[v] += value * value;
     }
   }
-  for (int c = 0; c < width; ++c) norms[c] = sums[c / kWidth<T>][c % kWidth<T>];
+  const double count = static_cast<double>(prototypes.count);
+  bool finite = true;
+  for (int c = 0; c < kCentreColumns; ++c) {
+    const double sum = sums[c / kWidth<double>][c % kWidth<double>];
+    const double square = squares[c / kWidth<double>][c % kWidth<double>];
+    const double mean = sum / count;
+    finite &= square - square == 0;
+    prototypes.centre[first + c] = square < 2.0 * mean * sum ? static_cast<T>(mean) : T(0);
+  }
+  return finite;
+}
+
+template <typename T>
+void find_centre(const PackedPrototypes<T>& prototypes, int64_t strip) {
+  const int64_t first = strip * kCentreColumns;
+  const int64_t last = at_most(prototypes.depth, first + kCentreColumns);
+  if (!is_l2(prototypes.metric)) {
+    for (int64_t d = first; d < last; ++d) prototypes.centre[d] = 0;
+  } else if (last - first < kCentreColumns || !centre_of_all(prototypes, first)) {
+    centre_of_finite(prototypes, first, last);
+  }
+}
+
+// Packs rows[0], ..., rows[columns - 1], minus the centre, as packed [D, columns], and finds their
+// squared norms. The norms add up exactly as multiply_block does, so a patch equal to a prototype
+// scores exactly |p|^2 / 2. What is written beyond packed, less than kBlockSlack numbers, is noise.
+template <typename T, int columns>
+inline void pack_columns(
+    const T* const* rows, const T* centre, int64_t depth, T* packed, T* norms
+) {
+  constexpr int kSide = kWidth<T>, kGroups = (columns + kSide - 1) / kSide;
+  static_assert(kGroups * kSide - columns < kBlockSlack);
+  Vector<T> sums[kGroups] = {};
+  int64_t d = 0;
+  for (; d + kSide <= depth; d += kSide) {
+    const Vector<T> middle = load(centre + d);
+    // Groups backwards and rows forwards: what a vector writes beyond its row is the beginning of
+    // the next one, which the first group writes later.
+    for (int g = kGroups - 1; g >= 0; --g) {
+      const Square<T> square = transposed(
+          square_of<T>(
+              [&](int i) {
+                const int column = g * kSide + i;
+                return load(rows[column < columns ? column : columns - 1] + d) - middle;
+              },
+              RowIndices<T>()
+          )
+      );
+      Vector<T> sum = sums[g];
+      T* target = packed + d * columns + g * kSide;
+      for_each_row(
+          square,
+          [&](int i, Vector<T> row) {
+            store(target + i * columns, row);
+            sum += row * row;
+          },
+          RowIndices<T>()
+      );
+      sums[g] = sum;
+    }
+  }
+  for (; d < depth; ++d) {
+    T* target = packed + d * columns;
+    for (int c = 0; c < columns; ++c) target[c] = rows[c][d] - centre[d];
+    for (int g = 0; g < kGroups; ++g) {
+      const Vector<T> row = load(target + g * kSide);
+      sums[g] += row * row;
+    }
+  }
+  for (int c = 0; c < columns; ++c) norms[c] = sums[c / kSide][c % kSide];
 }
 
 template <typename T>
 void pack_panel(const PackedPrototypes<T>& prototypes, int64_t panel) {
   const int64_t depth = prototypes.depth, first = panel * kLanes<T>;
+  const int64_t last = prototypes.count - 1;  // fills the lanes beyond it, which nobody reads
+  const T* rows[kLanes<T>];
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    rows[lane] = prototypes.rows + at_most(first + lane, last) * depth;
+  }
   T* packed = prototypes.panels + panel * depth * kLanes<T>;
-  const int64_t used = at_most(prototypes.count - first, kLanes<T>);
-  for (int64_t lane = 0; lane < used; ++lane) {
-    const T* row = prototypes.rows + (first + lane) * depth;
-    for (int64_t d = 0; d < depth; ++d) {
-      packed[d * kLanes<T> + lane] = row[d] - prototypes.centre[d];
-    }
-  }
-  for (int64_t lane = used; lane < kLanes<T>; ++lane) {
-    for (int64_t d = 0; d < depth; ++d) packed[d * kLanes<T> + lane] = 0;
-  }
   T* norms = prototypes.norms + first;
-  column_norms<T, kLanes<T>>(packed, depth, norms);
+  pack_columns<T, kLanes<T>>(rows, prototypes.centre, depth, packed, norms);
   for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
     if (!(norms[lane] <= Limits<T>::kLargestNorm)) norms[lane] = Limits<T>::kNan;
     if (!is_l2(prototypes.metric)) norms[lane] = static_cast<T>(__builtin_sqrt(norms[lane]));
   }
-}
-
-template <typename T>
-inline T* block_of_row(const PackedImages<T>& images, int64_t row, int64_t depth) {
-  return images.blocks + row / kRows * kRows * depth + row % kRows;
 }
 
 // Whether patches a and b of an image are equal.
@@ -170,24 +223,21 @@ void pack_images(
   const int64_t rows = images.count * locations;
   for (int64_t n = 0; n < images.count; ++n) {
     T* storage = rows_in_place<T>(features) ? nullptr : images.storage + n * locations * depth;
-    const PatchRows<T> patches = read_patches(features, first_image + n, storage);
-    images.patches[n] = patches;
-    for (int64_t l = 0; l < locations; ++l) {
-      T* target = block_of_row(images, n * locations + l, depth);
-      const T* patch = patches.rows + l * patches.stride;
-      for (int64_t d = 0; d < depth; ++d) target[d * kRows] = patch[d] - prototypes.centre[d];
+    images.patches[n] = read_patches(features, first_image + n, storage);
+  }
+  const T* patches[kRows];
+  int64_t n = 0, l = 0;
+  for (int64_t row = 0; row < rows; row += kRows) {
+    for (int r = 0; r < kRows; ++r) {
+      patches[r] = images.patches[n].rows + l * images.patches[n].stride;
+      if (row + r + 1 < rows) {  // else the last patch fills the block, which nobody reads
+        if (++l == locations) ++n, l = 0;
+      }
     }
+    T* block = images.blocks + row * depth;
+    pack_columns<T, kRows>(patches, prototypes.centre, depth, block, images.terms + row);
   }
-  const int64_t blocks = (rows + kRows - 1) / kRows;
-  for (int64_t row = rows; row < blocks * kRows; ++row) {
-    T* target = block_of_row(images, row, depth);
-    for (int64_t d = 0; d < depth; ++d) target[d * kRows] = 0;
-  }
-  for (int64_t i = 0; i < kBlockSlack; ++i) images.blocks[blocks * kRows * depth + i] = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    column_norms<T, kRows>(images.blocks + b * kRows * depth, depth, images.terms + b * kRows);
-  }
-  for (int64_t n = 0; n < images.count; ++n) find_terms(images, n, depth, prototypes.metric);
+  for (int64_t i = 0; i < images.count; ++i) find_terms(images, i, depth, prototypes.metric);
 }
 
 }  // namespace

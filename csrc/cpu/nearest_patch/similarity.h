@@ -36,40 +36,31 @@ inline Vector<double> log1p(Vector<double> x) {
   return e * 6.93147180369123816490e-01 - ((half_square - low) - f);
 }
 
-// Vector<double> of up to kWidth<double> numbers, the rest 1, and back.
-template <typename T>
-inline Vector<double> widen_vector(const T* source, int64_t count) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    if (count == kWidth<double>) return load(source);
-  } else {
-    using Narrow = VectorTypes<T, PROTOFAST_VECTOR_BYTES / 2>;
-    if (count == kWidth<double>) {
-      const auto narrow = *reinterpret_cast<const typename Narrow::Unaligned*>(source);
-      return __builtin_convertvector(narrow, Vector<double>);
-    }
+// Calls body(x, y) for kWidth<double> numbers at a time as doubles: target = body(source, other).
+// The last few numbers go by way of copies filled up with 1.
+template <typename T, typename Body>
+inline void for_each_vector(const T* source, int64_t count, T* target, const Body& body) {
+  constexpr int64_t kStep = kWidth<double>;
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    store_doubles(target + i, body(load_doubles(source + i), i));
   }
-  Vector<double> wide = splat(1.0);
-  for (int64_t i = 0; i < count; ++i) wide[i] = source[i];
-  return wide;
-}
-
-template <typename T>
-inline void narrow_vector(Vector<double> wide, int64_t count, T* target) {
-  for (int64_t i = 0; i < count; ++i) target[i] = static_cast<T>(wide[i]);
+  if (i == count) return;
+  T some[kStep];
+  for (int64_t j = 0; j < kStep; ++j) some[j] = i + j < count ? source[i + j] : T(1);
+  store_doubles(some, body(load_doubles(some), i));
+  for (int64_t j = 0; i + j < count; ++j) target[i + j] = some[j];
 }
 
 template <typename T>
 inline void log_similarity(
     const T* distances, int64_t count, const SimilarityFunction& similarity, T* activations
 ) {
-  for (int64_t i = 0; i < count; i += kWidth<double>) {
-    const int64_t some = count - i < kWidth<double> ? count - i : kWidth<double>;
-    const Vector<double> d = widen_vector(distances + i, some);
+  for_each_vector(distances, count, activations, [&](Vector<double> d, int64_t) {
     Vector<double> s = log1p((1.0 - similarity.eps) / (d + similarity.eps));
     s = d == d ? s : d;  // NaN
-    s = d == 0.0 ? splat(similarity.at_zero) : s;
-    narrow_vector(s, some, activations + i);
-  }
+    return d == 0.0 ? splat(similarity.at_zero) : s;
+  });
 }
 
 template <typename T>
@@ -90,20 +81,26 @@ inline void similarities(
   }
 }
 
-// Derivative of the similarity with respect to the distance.
-inline double similarity_slope(double distance, const SimilarityFunction& similarity) {
-  switch (similarity.kind) {
-    case Similarity::kLog:
-      return -(1.0 - similarity.eps) / ((distance + 1.0) * (distance + similarity.eps));
-    case Similarity::kLinear:
-      return -1.0;
-    case Similarity::kExp:
-      return -__builtin_exp(-distance);
+template <typename T, typename Derivative>
+inline void add_up_slopes(
+    const T* grad_activations,
+    const T* grad_distances,
+    const T* distances,
+    int64_t count,
+    const Derivative& derivative,
+    T* slopes
+) {
+  for (int64_t i = 0; i < count; ++i) {
+    double slope = grad_distances ? static_cast<double>(grad_distances[i]) : 0.0;
+    if (grad_activations) {
+      const double distance = distances[i];
+      slope += static_cast<double>(grad_activations[i]) * derivative(distance);
+    }
+    slopes[i] = static_cast<T>(slope);
   }
-  __builtin_unreachable();
 }
 
-// slopes = d(loss)/d(distance), from the gradients of activations and distances.
+// slopes = d(loss)/d(distance), from the gradients of activations and distances, which may be null.
 template <typename T>
 void find_slopes(
     const T* grad_activations,
@@ -113,13 +110,19 @@ void find_slopes(
     const SimilarityFunction& similarity,
     T* slopes
 ) {
-  for (int64_t i = 0; i < count; ++i) {
-    double slope = grad_distances ? static_cast<double>(grad_distances[i]) : 0.0;
-    if (grad_activations) {
-      slope +=
-          static_cast<double>(grad_activations[i]) * similarity_slope(distances[i], similarity);
-    }
-    slopes[i] = static_cast<T>(slope);
+  // One loop for each similarity, so that the compiler can vectorise it.
+  const auto with = [&](const auto& derivative) {
+    add_up_slopes(grad_activations, grad_distances, distances, count, derivative, slopes);
+  };
+  switch (similarity.kind) {
+    case Similarity::kLog:
+      return with([eps = similarity.eps](double distance) {
+        return -(1.0 - eps) / ((distance + 1.0) * (distance + eps));
+      });
+    case Similarity::kLinear:
+      return with([](double) { return -1.0; });
+    case Similarity::kExp:
+      return with([](double distance) { return -__builtin_exp(-distance); });
   }
 }
 

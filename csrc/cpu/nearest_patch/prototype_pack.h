@@ -1,0 +1,187 @@
+// Prototypes packed for the search: for one call, or, of a frozen layer, once for many calls. No
+// torch.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/nearest_patch/kernels.h"
+#include "cpu/patch_group.h"
+#include "cpu/workspace.h"
+
+namespace protofast {
+
+template <typename T>
+const NearestPatchKernels<T>& kernels_of(const NearestPatchTable& table) {
+  if constexpr (std::is_same_v<T, float>) {
+    return table.of_float;
+  } else {
+    return table.of_double;
+  }
+}
+
+// Where the parts of a pack lie, in numbers from its beginning. A frozen pack begins with the
+// prototypes as they were and a header; its size follows from P and D alone, whatever the
+// instruction set (protofast/ops/packed_prototypes.py computes it as well).
+struct PackLayout {
+  int64_t header;
+  int64_t centre;
+  int64_t norms;
+  int64_t panels;
+  int64_t size;
+};
+
+inline PackLayout pack_layout(int64_t count, int64_t depth, bool frozen) {
+  constexpr int64_t kPart = 16;  // parts begin at cache lines
+  const int64_t lanes = round_up(count, 32);
+  PackLayout layout;
+  layout.header = frozen ? round_up(count * depth, kPart) : 0;
+  layout.centre = layout.header + (frozen ? kPart : 0);
+  layout.norms = layout.centre + round_up(depth, kPart);
+  layout.panels = layout.norms + lanes;
+  layout.size = layout.panels + lanes * depth;
+  return layout;
+}
+
+// What tells one frozen pack from another of the same size.
+template <typename T>
+struct PackHeader {
+  T magic, lanes, metric, count, depth;
+  bool operator==(const PackHeader& other) const = default;
+};
+
+// Prototypes in the layouts that the search reads.
+template <typename T>
+class PrototypePack {
+ public:
+  // Packed now, for one call. The prototypes must outlive it.
+  template <typename Parallel>
+  PrototypePack(
+      const NearestPatchKernels<T>& kernels,
+      const PrototypeMatrix& prototypes,
+      Metric metric,
+      int64_t threads,
+      const Parallel& parallel
+  )
+      : memory_(pack_layout(prototypes.count, prototypes.depth, false).size) {
+    set(kernels, prototypes, metric, memory_.data(), false);
+    pack(kernels, threads, parallel);
+  }
+
+  // Packed before by `freeze`. The prototypes are those of now, to be compared (is_current).
+  PrototypePack(
+      const NearestPatchKernels<T>& kernels,
+      const PrototypeMatrix& prototypes,
+      Metric metric,
+      const T* frozen
+  )
+      : memory_(0), frozen_(frozen) {
+    set(kernels, prototypes, metric, const_cast<T*>(frozen), true);
+  }
+
+  static int64_t frozen_size(const PrototypeMatrix& prototypes) {
+    return pack_layout(prototypes.count, prototypes.depth, true).size;
+  }
+
+  // frozen [frozen_size]
+  template <typename Parallel>
+  static void freeze(
+      const NearestPatchKernels<T>& kernels,
+      const PrototypeMatrix& prototypes,
+      Metric metric,
+      int64_t threads,
+      const Parallel& parallel,
+      T* frozen
+  ) {
+    std::fill_n(frozen, frozen_size(prototypes), T(0));
+    PrototypePack pack(kernels, prototypes, metric, frozen);
+    pack.pack(kernels, threads, parallel);
+    std::copy_n(pack.packed_.rows, prototypes.count * prototypes.depth, frozen);
+    const PackHeader<T> header = header_of(kernels, prototypes, metric);
+    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth, true);
+    std::memcpy(frozen + layout.header, &header, sizeof(header));
+  }
+
+  // Whether `frozen` was made for these kernels, sizes and metric.
+  static bool fits(
+      const NearestPatchKernels<T>& kernels,
+      const PrototypeMatrix& prototypes,
+      Metric metric,
+      const T* frozen,
+      int64_t size
+  ) {
+    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth, true);
+    if (size != layout.size) return false;
+    PackHeader<T> header;
+    std::memcpy(&header, frozen + layout.header, sizeof(header));
+    return header == header_of(kernels, prototypes, metric);
+  }
+
+  const PackedPrototypes<T>& prototypes() const { return packed_; }
+
+  // Whether prototypes [first, last) are, bit for bit, those that were packed.
+  bool is_current(int64_t first, int64_t last) const {
+    if (frozen_ == nullptr) return true;
+    const int64_t begin = first * packed_.depth;
+    const int64_t end = std::min(last, packed_.count) * packed_.depth;
+    return std::memcmp(packed_.rows + begin, frozen_ + begin, (end - begin) * sizeof(T)) == 0;
+  }
+
+ private:
+  static PackHeader<T> header_of(
+      const NearestPatchKernels<T>& kernels, const PrototypeMatrix& prototypes, Metric metric
+  ) {
+    constexpr T kMagic = 58027;
+    return {
+        kMagic,
+        static_cast<T>(kernels.panel_lanes),
+        static_cast<T>(static_cast<int>(metric)),
+        static_cast<T>(prototypes.count),
+        static_cast<T>(prototypes.depth),
+    };
+  }
+
+  void set(
+      const NearestPatchKernels<T>& kernels,
+      const PrototypeMatrix& prototypes,
+      Metric metric,
+      T* memory,
+      bool frozen
+  ) {
+    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth, frozen);
+    const T round_off = std::numeric_limits<T>::epsilon() / 2;
+    packed_ = {
+        prototypes.count,
+        prototypes.depth,
+        metric,
+        // Errors of a sum of D rounded terms grow like sqrt(D); this is five times what is seen.
+        static_cast<T>(std::sqrt(static_cast<double>(prototypes.depth)) + 8) * round_off,
+        prototype_rows(kernels.access, prototypes, converted_),
+        memory + layout.centre,
+        memory + layout.panels,
+        memory + layout.norms,
+    };
+  }
+
+  template <typename Parallel>
+  void pack(const NearestPatchKernels<T>& kernels, int64_t threads, const Parallel& parallel) {
+    const int64_t strips = ceil_divide(packed_.depth, kernels.centre_columns);
+    run_tasks(strips, threads, parallel, [&](int64_t, int64_t strip) {
+      kernels.find_centre(packed_, strip);
+    });
+    const int64_t panels = ceil_divide(packed_.count, kernels.panel_lanes);
+    run_tasks(panels, threads, parallel, [&](int64_t, int64_t panel) {
+      kernels.pack_panel(packed_, panel);
+    });
+  }
+
+  Workspace<T> converted_{0};
+  Workspace<T> memory_;
+  const T* frozen_ = nullptr;  // begins with the prototypes as they were
+  PackedPrototypes<T> packed_;
+};
+
+}  // namespace protofast
