@@ -6,7 +6,15 @@ come with `protofast[all]`.
 
 from protofast.layers import PrototypeLayer
 from protofast.models import ProtoPNet
-from protofast.ops import NearestPatch, nearest_patch
+from protofast.ops import MaskedView, NearestPatch, masked_view, nearest_patch
 from protofast.projection import project_prototypes
 
-__all__ = ["NearestPatch", "ProtoPNet", "PrototypeLayer", "nearest_patch", "project_prototypes"]
+__all__ = [
+    "MaskedView",
+    "NearestPatch",
+    "ProtoPNet",
+    "PrototypeLayer",
+    "masked_view",
+    "nearest_patch",
+    "project_prototypes",
+]

@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from protofast import _build
-from protofast.ops import distance_map, mean_distance, nearest_patch, reference
+from protofast.ops import (
+    distance_map,
+    masked_view,
+    mean_distance,
+    nearest_patch,
+    reference,
+    reference_masked_view,
+)
 from protofast.ops._library import cpu_instruction_set
 
 # An operator's result and what the reference gives, and the function that makes a few such pairs.
@@ -288,12 +295,31 @@ def _mean_distance_results(features: Tensor, prototypes: Tensor) -> Iterator[_Re
     yield mean_distance(features, prototypes), expected
 
 
+def _masked_view_results(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
+    images = features.flatten(2).unsqueeze(1)  # [3, 1, 37, 35]
+    maps, fill = features.detach()[:, :4], features.detach()[0, :1, 0, 0]
+    got = masked_view(images, maps, quantile=0.8, fill=fill)
+    expected = reference_masked_view.masked_view(images.detach(), maps, 0.8, fill)
+    yield from zip(got, expected, strict=True)
+
+
+def _masked_view_gradients(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
+    images = features.flatten(2).unsqueeze(1)
+    views, masks = masked_view(images, features.detach()[:, :4], quantile=0.8)
+    weights = torch.linspace(-1, 1, views.numel(), device=views.device).view_as(views)
+    (grad,) = torch.autograd.grad((weights * views).sum(), images)
+    shown = masks.unflatten(0, (3, 4))
+    yield grad, reference_masked_view.masked_view_backward(weights.to(views.dtype), shown)
+
+
 _CHECKS: dict[str, _Results] = {
     "nearest_patch": _nearest_patch_results,
     "nearest_patch_backward": _nearest_patch_gradients,
     "distance_map": _distance_map_results,
     "distance_map_backward": _distance_map_gradients,
     "mean_distance": _mean_distance_results,
+    "masked_view": _masked_view_results,
+    "masked_view_backward": _masked_view_gradients,
 }
 
 

@@ -1,7 +1,8 @@
 """The terms of ProtoPNet's loss (Chen et al. 2019, section 2.2), on tensors alone.
 
 N images, C classes, P prototypes. Each term is a scalar; weighting them is the caller's part (the
-paper: 1 for cross entropy, 0.8 for cluster, -0.08 for separation, 1e-4 for L1).
+paper: 1 for cross entropy, 0.8 for cluster, -0.08 for separation, 1e-4 for L1). Also the alignment
+loss of Sacha et al. 2023 (2308.08162).
 """
 
 import torch
@@ -86,6 +87,41 @@ def last_layer_l1(weight: Tensor, prototype_class: Tensor) -> Tensor:
     classes = torch.arange(weight.shape[0], device=weight.device)
     off_class = classes.unsqueeze(1) != prototype_class  # [C, P]
     return (weight.abs() * off_class).sum()
+
+
+def alignment_loss(
+    first: Tensor, second: Tensor, *, difference: str = "l2", weights: Tensor | None = None
+) -> Tensor:
+    """How much similarity maps change when all but their highest part of the image is covered.
+
+    Sacha et al. 2023 (2308.08162) write the norm of the difference. This is its mean
+    square, which does not depend on how many maps a batch has. The released code takes the mean of
+    the absolute (ProtoPNet) or squared (the others) difference, weighted by the mask.
+
+    Args:
+        first: maps of the whole images, [..., H, W]; detach them if they are the target alone, as
+            in the released code.
+        second: maps of the covered images, of the same shape.
+        difference: `l2` (squared) or `l1` (absolute).
+        weights: how much each cell counts, of the same shape and not negative; None for equally.
+            The mean is over the whole batch, so images with larger masks weigh more.
+
+    Returns:
+        The mean, 0 where nothing counts.
+
+    Raises:
+        ValueError: shapes differ, or `difference` is unknown.
+    """
+    if first.shape != second.shape or (weights is not None and weights.shape != first.shape):
+        got = [list(tensor.shape) for tensor in (first, second, weights) if tensor is not None]
+        raise ValueError(f"first, second and weights must have the same shape; got {got}")
+    if difference not in ("l2", "l1"):
+        raise ValueError(f"difference must be 'l2' or 'l1'; got {difference!r}")
+    change = (first - second).square() if difference == "l2" else (first - second).abs()
+    if weights is None:
+        return change.sum() / max(change.numel(), 1)
+    total = weights.sum()
+    return (change * weights).sum() / torch.where(total > 0, total, 1)
 
 
 def _own_class(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Who may import whom inside the package: the architecture, held by a test.
 
-`ops <- layers, similarities <- models, projection, pruning <- explain`; `losses` take tensors only;
-`data` stands alone; `training` never sees explain or the report; `report` reads files alone; only
-`ops` speaks of `torch.ops`; `cli` composes.
+`ops <- layers, similarities <- models, projection, pruning, alignment <- explain`; `losses` take
+tensors only; `data` stands alone; `training` never sees explain or the report; `report` reads files
+alone; only `ops` speaks of `torch.ops`; `cli` composes.
 """
 
 import ast
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "layers": {"ops", "similarities"},
     "losses": set(),
     "models": {"ops", "layers", "similarities"},
+    "alignment": {"models", "ops", "losses"},
     "scan": {"models"},
     "projection": {"models", "scan"},
     "pruning": {"models", "scan"},

@@ -2,8 +2,19 @@
 
 from protofast import _build
 from protofast.ops.distance_map import distance_map, mean_distance, similarity_map
+from protofast.ops.masked_view import MaskedView, ViewMemory, masked_view, masked_view_out
 from protofast.ops.nearest_patch import NearestPatch, nearest_patch
 
-__all__ = ["NearestPatch", "distance_map", "mean_distance", "nearest_patch", "similarity_map"]
+__all__ = [
+    "MaskedView",
+    "NearestPatch",
+    "ViewMemory",
+    "distance_map",
+    "masked_view",
+    "masked_view_out",
+    "mean_distance",
+    "nearest_patch",
+    "similarity_map",
+]
 
 _build.load_libraries()  # after the declarations above: compiled kernels replace the reference

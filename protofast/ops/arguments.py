@@ -40,17 +40,20 @@ def check_similarity(metric: str, similarity: str, eps: float) -> None:
         raise ValueError(f"eps must lie strictly between 0 and 1; got {eps}")
 
 
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless `tensor` is a dense tensor of floating-point numbers."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+    if tensor.dtype not in _FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}")
+
+
 def check_tensors(features: Tensor, prototypes: Tensor) -> None:
     """Raise TypeError or ValueError unless features are [N, D, H, W] and prototypes [P, D]."""
-    for name, tensor in (("features", features), ("prototypes", prototypes)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
-        if tensor.dtype not in _FLOATING:
-            raise TypeError(
-                f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}"
-            )
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}")
+    check_floating("features", features)
+    check_floating("prototypes", prototypes)
     # The messages are put together only to be raised: torch.compile cannot print symbolic sizes.
     if features.dim() != 4 or prototypes.dim() != 2:
         raise ValueError(

@@ -12,6 +12,8 @@ OPERATORS = {
     "distance_map",
     "distance_map_backward",
     "mean_distance",
+    "masked_view",
+    "masked_view_backward",
 }
 
 
