@@ -6,6 +6,7 @@ PROTOFAST_CUDA_ARCHS     compute capabilities to build for, such as "80,90a,120+
 PROTOFAST_WERROR=1       compiler warnings are errors (the project's own CI)
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-BUILT_FILES = ("_C.*.so", "libprotofast_*", "build_facts.json")
+BUILT_FILES = ("_C.*.so", "libprotofast_*", "build_facts.json", ".*.partial")
 
 
 def switch(name: str) -> str:
@@ -35,7 +36,12 @@ class CMakeBuild(build_ext):
         build_folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         version = self.distribution.get_version()
         try:
-            subprocess.run([*configure(build_folder, version), *optional_settings()], check=True)
+            found, last = surroundings(), build_folder / "surroundings.json"
+            fresh = [] if last.exists() and last.read_text() == found else ["--fresh"]
+            last.unlink(missing_ok=True)
+            settings = [*fresh, *optional_settings()]
+            subprocess.run([*configure(build_folder, version), *settings], check=True)
+            last.write_text(found)
             subprocess.run([find("cmake"), "--build", build_folder, *self._jobs()], check=True)
             staged = build_folder / "staged"
             remove_built_files(staged)
@@ -58,7 +64,16 @@ class CMakeBuild(build_ext):
         return {}
 
 
-class PurePython(build_py):
+class FreshPython(build_py):
+    """Copies the package anew: modules deleted since an earlier build must not get into a wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "protofast"), ignore_errors=True)
+        super().run()
+
+
+class PurePython(FreshPython):
     """PROTOFAST_BUILD=0: an earlier editable build must not live on in the source tree."""
 
     def run(self) -> None:
@@ -76,6 +91,13 @@ def configure(build_folder: Path, version: str) -> list[str | Path]:
         f"-DPROTOFAST_PYTHON={sys.executable}",
         f"-DPROTOFAST_VERSION={version}",
     ]
+
+
+def surroundings() -> str:
+    """What CMake looks for once and keeps: where it changed, everything is looked for anew."""
+    variables = {name: os.environ.get(name) for name in ("CXX", "CUDACXX", "CUDA_HOME")}
+    programs = {name: shutil.which(name) for name in ("c++", "g++", "clang++", "nvcc")}
+    return json.dumps({"source": str(ROOT), **variables, **programs})
 
 
 def optional_settings() -> list[str]:
@@ -124,4 +146,7 @@ def replace_built_files(staged: Path, package: Path) -> None:
 if switch("PROTOFAST_BUILD") == "0":
     setup(cmdclass={"build_py": PurePython})
 else:
-    setup(ext_modules=[Extension("protofast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+    setup(
+        ext_modules=[Extension("protofast._C", sources=[])],
+        cmdclass={"build_ext": CMakeBuild, "build_py": FreshPython},
+    )

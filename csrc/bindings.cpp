@@ -5,7 +5,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 #include "build_facts.h"
+#include "cpu/instruction_set.h"
 
 namespace {
 
@@ -15,14 +18,13 @@ py::dict build_facts() { return py::module_::import("json").attr("loads")(kBuild
 
 // The instruction sets for which kernels exist, and whether this processor and system run them.
 py::dict cpu_features() {
+  using protofast::InstructionSet;
   py::dict features;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  features["avx2"] = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  features["avx512"] = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  features["avx512_bf16"] = static_cast<bool>(__builtin_cpu_supports("avx512bf16"));
-#endif
+  for (const InstructionSet set :
+       {InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable}) {
+    const auto& here = protofast::supported_instruction_sets();
+    features[protofast::name_of(set)] = std::find(here.begin(), here.end(), set) != here.end();
+  }
   return features;
 }
 

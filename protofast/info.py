@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -228,10 +229,10 @@ def _check(
 
 
 def _relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference, as a part of the largest number expected or of 1; 1e300 for a NaN."""
+    """Largest difference, as a part of the largest number expected or of 1; 1e300 if not finite."""
     difference = (got.double() - expected.double()).abs().max().item()
     scale = max(1.0, expected.double().abs().max().item())
-    return difference / scale if difference == difference else 1e300
+    return difference / scale if math.isfinite(difference) else 1e300
 
 
 def _inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

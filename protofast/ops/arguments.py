@@ -57,8 +57,8 @@ def check_tensors(features: Tensor, prototypes: Tensor) -> None:
     # The messages are put together only to be raised: torch.compile cannot print symbolic sizes.
     if features.dim() != 4 or prototypes.dim() != 2:
         raise ValueError(
-            "expected features of 4 and prototypes of 2 dimensions; got "
-            + _shapes(features, prototypes)
+            "expected features [N, D, H, W] and prototypes [P, D] or [P, D, h, w]; got features "
+            f"{_shape(features)} and prototypes {_shape(prototypes)}"
         )
     if features.shape[1] != prototypes.shape[1]:
         raise ValueError(

@@ -52,12 +52,18 @@ def pair_distance(patches: Tensor, prototypes: Tensor, metric: str) -> Tensor:
     if metric == "squared_l2":
         return (patches - prototypes).square().sum(-1)
     if metric == "l2":
-        return (patches - prototypes).square().sum(-1).sqrt()
+        return _root((patches - prototypes).square().sum(-1))
     dot = (patches * prototypes).sum(-1)
     if metric == "dot":
         return -dot
-    norms = patches.square().sum(-1).sqrt() * prototypes.square().sum(-1).sqrt()
+    norms = _root(patches.square().sum(-1)) * _root(prototypes.square().sum(-1))
     return -dot / torch.where(norms == 0, torch.ones_like(norms), norms)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is 0 for autograd, too, where that of sqrt is infinite."""
+    zero = squares == 0
+    return torch.where(zero, squares, torch.where(zero, torch.ones_like(squares), squares).sqrt())
 
 
 def pair_gradients(
@@ -78,17 +84,21 @@ def pair_gradients(
         return factor * difference, -factor * difference
     if metric == "dot":
         return -grad * prototypes, -grad * patches
+    # For unit vectors u, v: v - cos * u = w + |w|^2 / 2 * u with w = v - u. In doubles, because in
+    # single precision w is lost where patch and prototype nearly agree, as after projection.
+    patches, prototypes = patches.double(), prototypes.double()
     patch_norm = patches.square().sum(-1, keepdim=True).sqrt()
     prototype_norm = prototypes.square().sum(-1, keepdim=True).sqrt()
     zero = (patch_norm == 0) | (prototype_norm == 0)
     patch_norm = torch.where(zero, torch.ones_like(patch_norm), patch_norm)
     prototype_norm = torch.where(zero, torch.ones_like(prototype_norm), prototype_norm)
     patch_unit, prototype_unit = patches / patch_norm, prototypes / prototype_norm
-    cosine = (patch_unit * prototype_unit).sum(-1, keepdim=True)
-    grad = torch.where(zero, torch.zeros_like(grad), grad)
+    difference = prototype_unit - patch_unit
+    half = 0.5 * difference.square().sum(-1, keepdim=True)  # 1 - cos
+    factor = torch.where(zero, torch.zeros_like(grad), -grad).double()
     return (
-        -grad * (prototype_unit - cosine * patch_unit) / patch_norm,
-        -grad * (patch_unit - cosine * prototype_unit) / prototype_norm,
+        (factor * (difference + half * patch_unit) / patch_norm).to(grad.dtype),
+        (factor * (half * prototype_unit - difference) / prototype_norm).to(grad.dtype),
     )
 
 

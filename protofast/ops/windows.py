@@ -3,15 +3,21 @@
 from torch import Tensor
 from torch.nn.functional import unfold
 
+from protofast.ops.arguments import check_floating
+
 
 def unfold_windows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     """Turn h x w prototypes into single-patch ones over the unfolded features.
 
     features [N, D, H, W] and prototypes [P, D, h, w] become [N, D*h*w, H-h+1, W-w+1] and
-    [P, D*h*w]; anything else is returned as it is, for the operators' own checks.
+    [P, D*h*w]; other shapes are returned as they are, for the operators' own checks.
+
+    Raises:
+        TypeError: an argument is no dense floating-point tensor.
+        ValueError: the windows do not fit the grid, or the depths differ or are 0.
     """
-    if not all(isinstance(tensor, Tensor) for tensor in (features, prototypes)):
-        return features, prototypes
+    check_floating("features", features)
+    check_floating("prototypes", prototypes)
     if features.dim() != 4 or prototypes.dim() != 4:
         return features, prototypes
     height, width = prototypes.shape[2:]
@@ -28,6 +34,10 @@ def unfold_windows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor
             f"features and prototypes must have the same depth D; got {features.shape[1]} and "
             f"{prototypes.shape[1]}: features {list(features.shape)} ([N, D, H, W]) and prototypes "
             f"{list(prototypes.shape)} ([P, D, h, w])"
+        )
+    if features.shape[1] == 0:
+        raise ValueError(
+            f"features need at least one channel; got {list(features.shape)} ([N, D, H, W])"
         )
     windows = unfold(features, (height, width))  # [N, D*h*w, rows*columns]
     return windows.unflatten(2, (rows, columns)), prototypes.flatten(1)

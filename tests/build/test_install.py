@@ -55,6 +55,27 @@ def test_without_a_compiler_the_install_stops_and_names_the_way_out(source: Path
     assert "PROTOFAST_BUILD=0" in said
 
 
+def test_modules_deleted_since_an_earlier_build_stay_out_of_the_wheel(source: Path) -> None:
+    stale = source / "build" / "lib" / "protofast" / "deleted_long_ago.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    done = build_wheel(source, PROTOFAST_BUILD="0")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (source.parent / "wheels").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "protofast/layers.py" in names
+    assert "protofast/deleted_long_ago.py" not in names
+
+
+def test_another_compiler_is_taken_than_the_one_before(source: Path) -> None:
+    """CMake alone would keep the compiler that it found first."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    first = run(source, *command, CXX="g++", PROTOFAST_CUDA="1", CUDACXX="/no/such/nvcc")
+    assert "PROTOFAST_CUDA=1, but" in " ".join(first.stderr.split())  # found g++, and went on
+    second = run(source, *command, CXX="/no/such/compiler")
+    assert "no working C++ compiler was found" in " ".join(second.stderr.split())
+
+
 @pytest.mark.parametrize("switch", ["PROTOFAST_BUILD", "PROTOFAST_CUDA"])
 def test_a_switch_is_0_or_1(source: Path, switch: str) -> None:
     done = run(source, sys.executable, "setup.py", "--quiet", "build_ext", **{switch: "yes"})

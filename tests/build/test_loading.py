@@ -70,7 +70,7 @@ def test_a_library_needs_the_stable_abi_alone(library: str) -> None:
     if not path.exists():
         pytest.skip(f"{library} is not built")
     symbols = subprocess.check_output(["nm", "-D", "--undefined-only", path], text=True).split()
-    of_torch = [name for name in symbols if re.match(r"_ZN?K?(3c10|2at|5torch)", name)]
+    of_torch = [name for name in symbols if re.match(r"_Z(T[ISV])?N?K?(3c10|2at|5torch)", name)]
     assert of_torch == []
     assert any(name.startswith(("aoti_torch_", "torch_")) for name in symbols)
     header = subprocess.check_output(["objdump", "-p", path], text=True)

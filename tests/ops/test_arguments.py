@@ -28,12 +28,12 @@ WRONG_TENSORS: list[tuple[type[Exception], str, Callable[[], tuple[Any, Any]]]] 
     ),
     (
         ValueError,
-        r"4 and prototypes of 2 dim.*features \[3, 4, 5\].*prototypes \[6, 3\]",
+        r"expected features \[N, D, H, W\].*features \[3, 4, 5\].*prototypes \[6, 3\]",
         lambda: (features(3, 4, 5), prototypes()),
     ),
     (
         ValueError,
-        r"4 and prototypes of 2 dim.*features \[2, 3, 4, 5\].*prototypes \[3\]",
+        r"or \[P, D, h, w\]; got features \[2, 3, 4, 5\].*prototypes \[3\]",
         lambda: (features(), prototypes(3)),
     ),
     (

@@ -57,6 +57,33 @@ def test_similarities_and_their_derivatives(similarity: str) -> None:
     torch.testing.assert_close(slope, expected)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_autograd_through_the_formula_is_finite_at_equal_and_at_zero_vectors(metric: str) -> None:
+    patches = torch.tensor([[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]], requires_grad=True)
+    prototypes = torch.tensor([[1.0, 2.0], [1.0, 1.0], [0.0, 0.0]], requires_grad=True)
+    distances = reference.pair_distance(patches, prototypes, metric)
+    for grad in torch.autograd.grad(distances.sum(), (patches, prototypes)):
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3, 1e-4, 0.0])
+def test_cosine_gradients_of_nearly_parallel_vectors(apart: float) -> None:
+    """What a projected prototype and its patch are; the textbook formula loses four digits here."""
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.rand(50, 128, generator=generator)
+    prototypes = patches + apart * torch.randn(50, 128, generator=generator)
+    exact = [rows.double().requires_grad_() for rows in (patches, prototypes)]
+    cosines = functional.cosine_similarity(*exact, dim=1)
+    expected = torch.autograd.grad(-cosines.sum(), exact)
+    got = reference.pair_gradients(torch.ones(50), patches, prototypes, "cosine")
+    for grad, wanted in zip(got, expected, strict=True):
+        error = (grad - wanted).norm(dim=1)
+        if apart:
+            assert (error <= 1e-6 * wanted.norm(dim=1)).all()
+        else:
+            assert (grad == 0).all()
+
+
 def test_log_similarity_at_its_ends() -> None:
     zero = torch.zeros(3, requires_grad=True)
     values = reference.similarity(zero, "log", 1e-4)

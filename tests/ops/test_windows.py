@@ -1,10 +1,12 @@
 """Prototypes of several patches, [P, D, h, w]."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import METRICS, Shape, random_problem
 
-from protofast.ops import distance_map, nearest_patch
+from protofast.ops import distance_map, mean_distance, nearest_patch, similarity_map
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -50,6 +52,19 @@ def test_gradients_reach_both() -> None:
     prototypes = torch.rand(4, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     features.requires_grad_()
     assert torch.autograd.gradcheck(lambda z, p: nearest_patch(z, p)[:2], (features, prototypes))
+
+
+@pytest.mark.parametrize("function", [nearest_patch, distance_map, mean_distance, similarity_map])
+def test_arguments_are_checked_before_windows_are_taken(function: Callable[..., object]) -> None:
+    prototypes = torch.rand(6, 3, 2, 2)
+    with pytest.raises(TypeError, match=r"features must be float16.*got torch.int64"):
+        function(torch.ones(2, 3, 4, 5, dtype=torch.int64), prototypes)
+    with pytest.raises(TypeError, match=r"features must be dense .*got torch.sparse_coo"):
+        function(torch.ones(2, 3, 4, 5).to_sparse(), prototypes)
+    with pytest.raises(ValueError, match=r"at least one channel; got \[2, 0, 4, 5\]"):
+        function(torch.ones(2, 0, 4, 5), torch.ones(6, 0, 2, 2))
+    with pytest.raises(ValueError, match=r"expected features .*got features \[3, 4, 5\]"):
+        function(torch.ones(3, 4, 5), prototypes)
 
 
 def test_windows_that_do_not_fit() -> None:
