@@ -62,7 +62,7 @@ def similarity_map(
     Exact near distance 0 and differentiable. Arguments as for `distance_map` and `nearest_patch`.
 
     Returns:
-        [N, K, H, W]; its maximum over H, W is the activation that `nearest_patch` gives.
+        [N, K, H, W]; its maximum over H, W is, to rounding, the activation of `nearest_patch`.
     """
     check_similarity(metric, similarity, eps)
     distances = distance_map(features, prototypes, index=index, metric=metric)

@@ -60,7 +60,8 @@ def nearest_patch(
     Returns:
         NearestPatch(activations, distances, locations), each [N, P]; float64 if an input is
         float64, else float32; locations are int64 in [0, H*W), row-major. The first location wins
-        ties; a NaN in a patch gives NaN.
+        ties; a NaN in a patch gives NaN. An infinite number is infinitely far from a finite one
+        (activation 0 with `log` and `exp`); infinite against infinite gives NaN.
 
     Raises:
         TypeError: an argument is no tensor, or not floating point.
