@@ -65,9 +65,10 @@ def open_cub(
         if crop
         else {}
     )
-    tables = {"image_class_labels.txt": labels, "train_test_split.txt": training}
-    for file, listed in (tables | ({"bounding_boxes.txt": boxes} if crop else {})).items():
-        _require_same_images(folder, paths, file, listed)
+    _require_same_images(folder, paths, "image_class_labels.txt", labels)
+    _require_same_images(folder, paths, "train_test_split.txt", training)
+    if crop:
+        _require_same_images(folder, paths, "bounding_boxes.txt", boxes)
     kept = _kept_classes(folder, names, classes)
     entries: tuple[list[FileEntry], list[FileEntry]] = ([], [])
     present = _present_files(folder / "images", set(paths.values()))
