@@ -204,15 +204,17 @@ def _masked_view(results: Results) -> list[Verdict]:
 
 def _scans(results: Results) -> list[Verdict]:
     rows: tuple[tuple[str, str, str, float], ...] = (
-        ("projection", "cpu", "original loop", 30),
-        ("projection", "cuda", "original loop", 100),
-        ("pruning", "cpu", "original loop", 100),
+        ("projection", "cpu", "original", 30),
+        ("projection", "cuda", "original", 100),
+        ("pruning", "cpu", "original", 100),
+        ("pruning", "cpu", "cabrnet", 100),
     )
     found = []
-    for name, device, baseline, goal in rows:
+    for name, device, whose, goal in rows:
+        baseline = {"original": "original loop", "cabrnet": "CaBRNet's loop"}[whose]
         what = f"{device.replace('cuda', 'GPU').replace('cpu', 'CPU')} {name} of 6,000 images, "
         what += "2,000 prototypes, features given"
-        ours, theirs = (results.one(name, layer, device) for layer in ("ours", "original"))
+        ours, theirs = (results.one(name, layer, device) for layer in ("ours", whose))
         if ours is None or theirs is None:
             found.append(_not_run(what, baseline, f"≥ {goal:g}x", device))
             continue

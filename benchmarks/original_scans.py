@@ -2,7 +2,7 @@
 
 Written from the rules of the published code (push.py, find_nearest.py; Chen et al. 2019), with what
 a set of given features needs and no more: receptive fields, crops and pictures are left out, which
-makes these baselines faster than the code they stand for.
+makes these baselines faster than the code they stand for. CaBRNet's search stands beside them.
 """
 
 import heapq
@@ -89,6 +89,26 @@ def original_nearest(
     found = [sorted(heap)[::-1] for heap in heaps]
     labels = np.array([[int(image.label) for image in images] for images in found])
     return labels, np.array([[-image.negative_distance for image in images] for images in found])
+
+
+def cabrnet_nearest(
+    batches: Iterable[Batch], prototypes: Tensor, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same by the rules of CaBRNet: a short list for each prototype, sorted for each image."""
+    lists: list[list[dict[str, float]]] = [[] for _ in range(len(prototypes))]
+    for batch in batches:
+        with torch.no_grad():
+            distances = original_distance_map(batch.images.to(prototypes.device), prototypes)
+            least = distances.flatten(2).min(dim=2).values
+        for row, label in enumerate(batch.labels):
+            for j in range(len(lists)):
+                if len(lists[j]) < k:
+                    lists[j].append({"distance": least[row, j].item(), "label": label.item()})
+                elif least[row, j].item() < lists[j][-1]["distance"]:
+                    lists[j][-1] = {"distance": least[row, j].item(), "label": label.item()}
+                lists[j] = sorted(lists[j], key=lambda image: image["distance"])
+    labels = np.array([[image["label"] for image in images] for images in lists])
+    return labels, np.array([[image["distance"] for image in images] for images in lists])
 
 
 def original_prune(labels: np.ndarray, class_identity: Tensor, threshold: int) -> np.ndarray:

@@ -159,9 +159,11 @@ class _Nearest:
     """
 
     def __init__(self, prototypes: int, k: int, device: torch.device) -> None:
-        self._table = torch.full((prototypes, k, 4), torch.inf, dtype=torch.float64, device=device)
+        nothing = torch.tensor([torch.inf, -1, -1, -1], dtype=torch.float64, device=device)
+        self._table = nothing.repeat(prototypes, k, 1)
         self._notes: list[Tensor] = []  # each [M, 5]: the prototype, and a row of the table
         self._noted = 0
+        self._seen = False
         self._enough = 4 * self._table.shape[0] * k
 
     def offer(
@@ -175,11 +177,16 @@ class _Nearest:
             locations: [N, P] int64.
             only: int64 [P], the one class whose images each prototype may have; None: any.
         """
-        # No distance passes that is infinite or NaN: the bound is finite.
-        bound = self._table[:, -1, 0].clamp(max=torch.finfo(distances.dtype).max)  # [P]
-        near = distances <= bound.to(distances.dtype)
         if only is not None:
-            near &= batch.labels.unsqueeze(1) == only
+            own = batch.labels.unsqueeze(1) == only
+            distances = torch.where(own, distances, torch.inf)
+        bound = self._table[:, -1, 0].to(distances.dtype)  # [P]
+        k = self._table.shape[1]
+        if not self._seen and len(distances) >= k:  # else all of the first batch would be noted
+            bound = distances.topk(k, dim=0, largest=False).values[-1]
+        self._seen = True
+        # Nothing infinite passes, and no NaN.
+        near = distances <= bound.clamp(max=torch.finfo(distances.dtype).max)
         images, prototypes = near.nonzero(as_tuple=True)  # [M]
         columns = (
             prototypes,
@@ -195,7 +202,7 @@ class _Nearest:
         self._note(_numbered(table))
 
     def table(self) -> Tensor:
-        """[P, k, 4], nearest first, then by image; infinite where there are fewer than k images."""
+        """[P, k, 4], nearest first, then by image; for images that lack, infinity and -1."""
         if self._notes:
             self._sort_in()
         return self._table
@@ -211,8 +218,9 @@ class _Nearest:
         rows = torch.cat([_numbered(self._table), *self._notes])  # [M, 5]
         self._notes, self._noted = [], 0
         order = torch.arange(len(rows), device=rows.device)
-        for column in (2, 1, 0):  # by image, then stably by distance, then by prototype
-            order = order[rows[order, column].argsort(stable=True)]
+        # By image, then stably by distance, then by prototype; integers are sorted faster.
+        for column, dtype in ((2, torch.int64), (1, torch.float64), (0, torch.int64)):
+            order = order[rows[order, column].to(dtype).argsort(stable=True)]
         rows = rows[order]
         prototypes = rows[:, 0].to(torch.int64)
         first = torch.searchsorted(prototypes, torch.arange(count, device=rows.device))

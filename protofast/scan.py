@@ -59,8 +59,10 @@ class Scanned:
             prototype_class: int64 [P] where the labels are loaded (the CPU), so that a GPU is not
                 waited for.
         """
-        here = torch.isin(prototype_class, self.source.labels.to(prototype_class.device))
-        return here.nonzero()[:, 0].to(self.features.device, non_blocking=True)
+        classes = self.source.labels.to(prototype_class.device).unique()
+        here = (prototype_class.unsqueeze(1) == classes).any(dim=1)  # [P]
+        chosen: Tensor = here.nonzero()[:, 0].to(self.features.device, non_blocking=True)
+        return chosen
 
 
 @contextmanager
@@ -115,8 +117,10 @@ def first_not_finite(batch: Scanned, distances: Tensor) -> Tensor:
         batch: one batch.
         distances: [N, K], to the prototypes that were looked at.
     """
-    finite = batch.features.isfinite().flatten(1).all(dim=1)  # [N]
-    finite &= distances.isfinite().all(dim=1)
+    finite = torch.ones_like(batch.index, dtype=torch.bool)  # [N]
+    for numbers, dims in ((batch.features, (1, 2, 3)), (distances, 1)):
+        if numbers.numel() > 0:  # NaN is passed on by both, and this is far cheaper than isfinite
+            finite &= numbers.amin(dim=dims).isfinite() & numbers.amax(dim=dims).isfinite()
     return torch.where(finite, NO_IMAGE, batch.index).amin()
 
 

@@ -127,7 +127,7 @@ def test_the_report_says_what_is_met_what_is_not_and_what_never_ran(tmp_path):
     assert goal("never slower", "best of all")[-2] == "**no**"
     assert goal("GPU forward, bfloat16", "N256")[-2] == "not run: no GPU"
     assert goal("CPU projection of 6,000")[-3:-1] == ["400x", "yes"]
-    assert goal("CPU pruning of 6,000")[-2] == "not measured"
+    assert goal("CPU pruning of 6,000", "original loop")[-2] == "not measured"
     assert "**GPU: never run.**" in text
     assert "0123456789" in text
     assert "nobodys-business" not in text
