@@ -9,6 +9,8 @@ import typer
 from protofast.cli.console import EXIT_FAILED, print_error, print_path
 from protofast.cli.options import Checkpoint, Device, Run, Threads, choose_device
 
+SAMPLES, SEED = 12, 0  # of the predictions of a run
+
 Images = Annotated[
     list[Path] | None,
     typer.Argument(
@@ -24,18 +26,25 @@ def explain(
     checkpoint: Checkpoint = "best",
     top: Annotated[int, typer.Option(metavar="N", min=1, help="Prototypes shown per class.")] = 4,
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", min=0, help="Predictions of the run to explain, right and wrong each."
+            metavar="N",
+            min=0,
+            help="Predictions of the run to explain, right and wrong each.",
+            show_default=str(SAMPLES),
         ),
-    ] = 12,
+    ] = None,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Key of the random sample of predictions.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            metavar="N", help="Key of the random sample of predictions.", show_default=str(SEED)
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where to put figures of image files; by default beside each."
+            metavar="FOLDER",
+            help="Where to put figures of image files; by default the current folder.",
         ),
     ] = None,
     device: Device = "auto",
@@ -45,7 +54,8 @@ def explain(
 
     For a run: every prototype with its source and nearest patches, and a sample of predictions,
     written to RUN/explanations and into RUN/report.html. For image files: a table here, and a
-    figure of each, named after it (bird.jpg: bird-explained.png).
+    figure of each, named after it (bird.jpg: bird-explained.png, or with a number where that name
+    is taken).
 
     Examples:
       protofast explain runs/cub
@@ -54,12 +64,27 @@ def explain(
     from protofast.cli.images import explain_files
     from protofast.cli.runs import explain_and_report, open_run, read_data
 
+    for given, option, use in (
+        (not images and out is not None, "--out", "with image files only"),
+        (images and samples is not None, "--samples", "with a whole run, not with image files"),
+        (images and seed is not None, "--seed", "with a whole run, not with image files"),
+    ):
+        if given:
+            raise typer.BadParameter(f"goes {use}", param_hint=option)
     chosen = choose_device(device, threads)
     folder = open_run(run, checkpoint)
     if images:
         return explain_files(folder, checkpoint, images, chosen, top=top, out=out)
     data = read_data(folder)
-    path = explain_and_report(folder, checkpoint, data, chosen, top=top, samples=samples, seed=seed)
+    path = explain_and_report(
+        folder,
+        checkpoint,
+        data,
+        chosen,
+        top=top,
+        samples=SAMPLES if samples is None else samples,
+        seed=SEED if seed is None else seed,
+    )
     print_path("report", path)
     return 0
 

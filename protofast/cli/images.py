@@ -10,7 +10,7 @@ from protofast.cli.console import EXIT_FAILED, print_error, print_note, print_ta
 from protofast.cli.errors import one_line
 from protofast.cli.runs import load
 from protofast.data import load_image
-from protofast.errors import DataError
+from protofast.errors import DataError, SettingsError
 from protofast.explain import Explanation, explain_image, save_explanation_figure
 from protofast.training import LoadedModel, RunFolder
 
@@ -34,17 +34,21 @@ def explain_files(
         images: The files.
         device: Where to compute.
         top: Prototypes shown per class.
-        out: Folder of the figures; None for beside each image.
+        out: Folder of the figures; None for the current one.
 
     Returns:
         The exit code: 1 if an image could not be read.
+
+    Raises:
+        SettingsError: The figures would land among the images that the run is trained or tested on.
     """
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+    target = Path() if out is None else out
+    _keep_out_of_data(target, folder)
+    target.mkdir(parents=True, exist_ok=True)
     name, loaded = load(folder, checkpoint, device)
     model = loaded.model
     code = 0
-    for file, figure in zip(images, _figures(images, out), strict=True):
+    for file, figure in zip(images, _figures(images, target), strict=True):
         try:
             pixels = load_image(file, model.input_size, model.num_channels)
         except DataError as error:
@@ -60,13 +64,23 @@ def explain_files(
     return code
 
 
-def _figures(images: list[Path], out: Path | None) -> list[Path]:
-    """Where each image's figure goes; no two to the same place."""
+def _keep_out_of_data(target: Path, folder: RunFolder) -> None:
+    """A figure below a class folder would be read as one of its images from then on."""
+    data = folder.settings.data
+    for key, root in (("data.root", data.root), ("data.test_root", data.test_root)):
+        if root is not None and target.resolve().is_relative_to(Path(root).resolve()):
+            raise SettingsError(
+                f"{target.resolve()} is in the folder of the run's images ({key} = {root}), where "
+                "figures would be taken for images; say with --out where else to put them"
+            )
+
+
+def _figures(images: list[Path], folder: Path) -> list[Path]:
+    """Where each image's figure goes: a name in `folder` that is not taken yet."""
     figures: list[Path] = []
     for file in images:
-        folder = out or file.parent
         figure, number = folder / f"{file.stem}-explained.png", 1
-        while figure in figures:
+        while figure in figures or figure.exists():
             number += 1
             figure = folder / f"{file.stem}-explained-{number}.png"
         figures.append(figure)

@@ -8,6 +8,7 @@ the class names. The official split is 8,144 training and 8,041 test images.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -111,6 +112,8 @@ def _entries(
             name = str(row["fname"])
             identifier = int(row["class"])
             x1, y1, x2, y2 = (float(row[field]) for field in _FIELDS[2:])
+            if not all(map(math.isfinite, (x1, y1, x2, y2))):
+                raise ValueError("a box needs finite corners")
         except (KeyError, TypeError, ValueError):
             raise DataError(
                 f"{file}, annotation {number}: expected the fields {', '.join(_FIELDS)}, got "

@@ -7,8 +7,9 @@ is 5,994 training and 5,794 test images; images are cropped to their boxes, as i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from protofast.data.decode import Resize
@@ -56,6 +57,7 @@ def open_cub(
     folder = require_folder(Path(root), f"the CUB-200-2011 data set: {_INDEX}")
     names = read_table(folder / "classes.txt", "<class id> <class name>", _text)
     paths = read_table(folder / "images.txt", "<image id> <path under images/>", _text)
+    _require_distinct(folder / "images.txt", paths)
     labels = read_table(folder / "image_class_labels.txt", "<image id> <class id>", int)
     training = read_table(folder / "train_test_split.txt", "<image id> <1 = training, 0>", _flag)
     boxes = (
@@ -63,16 +65,10 @@ def open_cub(
         if crop
         else {}
     )
-    for table, file in (
-        (labels, "image_class_labels.txt"),
-        (training, "train_test_split.txt"),
-        *(((boxes, "bounding_boxes.txt"),) if crop else ()),
-    ):
-        missing = next((image for image in paths if image not in table), None)
-        if missing is not None:
-            raise DataError(
-                f"{folder / file}: no line for image {missing} ({paths[missing]}) of images.txt"
-            )
+    _require_same_images(folder, paths, "image_class_labels.txt", labels)
+    _require_same_images(folder, paths, "train_test_split.txt", training)
+    if crop:
+        _require_same_images(folder, paths, "bounding_boxes.txt", boxes)
     kept = _kept_classes(folder, names, classes)
     entries: tuple[list[FileEntry], list[FileEntry]] = ([], [])
     present = _present_files(folder / "images", set(paths.values()))
@@ -108,6 +104,32 @@ def open_cub(
         for side in entries
     )
     return Splits(train, train, test)
+
+
+def _require_same_images(
+    folder: Path, paths: dict[int, str], file: str, listed: Collection[int]
+) -> None:
+    """The index files speak of the same images; one that lacks some may have been cut short."""
+    missing = next((image for image in paths if image not in listed), None)
+    if missing is not None:
+        raise DataError(
+            f"{folder / file}: no line for image {missing} ({paths[missing]}) of images.txt; the "
+            "file may be cut short"
+        )
+    extra = next((image for image in listed if image not in paths), None)
+    if extra is not None:
+        raise DataError(
+            f"{folder / 'images.txt'}: no line for image {extra} of {file}; the file may be cut "
+            "short"
+        )
+
+
+def _require_distinct(file: Path, paths: dict[int, str]) -> None:
+    first: dict[str, int] = {}
+    for image, path in paths.items():
+        if path in first:
+            raise DataError(f"{file}: images {first[path]} and {image} are both {path}")
+        first[path] = image
 
 
 def _kept_classes(
@@ -148,6 +170,6 @@ def _flag(rest: str) -> bool:
 
 def _box(rest: str) -> Box:
     x, y, width, height = (float(value) for value in rest.split())
-    if not (width > 0 and height > 0):
+    if not (width > 0 and height > 0 and all(map(math.isfinite, (x, y, width, height)))):
         raise ValueError("a box needs a width and a height")
     return (x, y, x + width, y + height)

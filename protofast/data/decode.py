@@ -4,8 +4,9 @@ Every file becomes ``uint8`` with one or three channels, the right way up:
 
 - EXIF orientation is applied. CMYK becomes RGB, palettes are looked up, transparency is put onto
   white.
-- 16-bit values are divided by 257, floating-point values must lie in [0, 1] and are multiplied by
-  255; neither is stretched to its own range, so that brightness stays comparable between images.
+- 16-bit values of one channel (of three, Pillow keeps the upper 8 bits) are divided by 257;
+  floating-point values must lie in [0, 1] and are multiplied by 255. Neither is stretched to its
+  own range, so that brightness stays comparable between images.
 - One channel is the luma of ITU-R 601 (a JPEG's own Y channel). Of an animation the first frame is
   taken.
 - What a file holds decides, not what its name ends with.
@@ -18,6 +19,7 @@ image, so similar photographs of different sizes would be blurred differently.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +45,9 @@ Pixels = npt.NDArray[np.uint8]  # [S, T] or [S, T, 3]
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+
+
+_ZEROS = 16  # bytes that the data of a JPEG may well end with
 
 
 def decode_image(path: str | Path, channels: int = 3) -> Tensor:
@@ -72,7 +77,7 @@ def decode_image(path: str | Path, channels: int = 3) -> Tensor:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
     if not data:
         raise DataError(f"{file}: the file is empty (0 bytes); copy it again or remove it")
-    pixels = _decode_jpeg(data, channels) if data[:3] == b"\xff\xd8\xff" else None
+    pixels = _decode_jpeg(data, channels, file) if data[:3] == b"\xff\xd8\xff" else None
     if pixels is None:
         pixels = _decode_with_pillow(data, channels, file)
     return _to_tensor(pixels)
@@ -130,20 +135,39 @@ def _to_tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _decode_jpeg(data: bytes, channels: int) -> Pixels | None:
-    """The pixels, or None for what needs Pillow: rotated, CMYK, or with a complaint of libjpeg."""
-    if _exif_orientation(data) != 1:
-        return None
+def _decode_jpeg(data: bytes, channels: int, file: Path) -> Pixels | None:
+    """The pixels, or None for what needs Pillow: rotated, CMYK, or oddly put together."""
+    wanted = "GRAY" if channels == 1 else "RGB"
     try:
         colorspace = simplejpeg.decode_jpeg_header(data)[2]
-        if colorspace not in ("YCbCr", "RGB", "Gray"):
-            return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
-    except ValueError:
-        # Also raised for mere warnings (stray bytes between markers), which Pillow rightly lets
-        # pass.
+        wanted = "CMYK" if colorspace in ("CMYK", "YCCK") else wanted
+        pixels: Pixels = simplejpeg.decode_jpeg(data, wanted)
+    except ValueError as complaint:
+        # Pillow does not pass on libjpeg's warnings and would give the rest in grey.
+        if _is_damage(str(complaint), data):
+            raise DataError(
+                f"{file}: damaged or truncated ({complaint}); copy the file again or remove it"
+            ) from None
+        return None
+    if wanted == "CMYK" or _exif_orientation(data) != 1:
         return None
     return pixels[:, :, 0] if channels == 1 else pixels
+
+
+def _is_damage(complaint: str, data: bytes) -> bool:
+    """Whether what libjpeg complains of spoils the picture; stray bytes between markers do not."""
+    if complaint.startswith("Premature end"):
+        return True
+    if not complaint.startswith("Corrupt JPEG data"):
+        return False
+    stray = re.search(r"(\d+) extraneous bytes before marker 0xd9", complaint)
+    if stray is None:
+        return "extraneous bytes" not in complaint
+    # Zeros before the end marker may be padding. Where libjpeg took some of them for pixels, they
+    # stand in the place of data, as when a copy was interrupted.
+    before_end = data[: data.rfind(b"\xff\xd9")]
+    zeros = len(before_end) - len(before_end.rstrip(b"\0"))
+    return zeros > int(stray[1]) + _ZEROS
 
 
 def _exif_orientation(data: bytes) -> int:

@@ -1,6 +1,7 @@
 """Image files that are damaged: each command that needs them names the file and changes nothing."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,21 +23,17 @@ def _empty(file: Path) -> str:
     return "the file is empty"
 
 
-DAMAGES = pytest.mark.parametrize("damage", [_corrupt, _truncate, _empty])
-
-
-@DAMAGES
+@pytest.mark.parametrize("damage", [_corrupt, _truncate, _empty])
+@pytest.mark.parametrize("side", ["train", "test"])
 @pytest.mark.usefixtures("unchanged")
-def test_a_training_image(place: Place, damage: "type[_corrupt]") -> None:
-    file = place.photo("train")
+def test_an_image_of_the_run(place: Place, damage: Callable[[Path], str], side: str) -> None:
+    file = place.photo(side)
     said = damage(file)
     out = place.run.with_name("new")
-    for arguments in (
-        ("train", place.settings, "--out", out),
-        ("project", place.run),
-        ("prune", place.run),
-        ("explain", place.run),
-    ):
+    readers = [(name, place.run) for name in ("project", "prune", "explain")]
+    if side == "test":
+        readers.append(("evaluate", place.run))
+    for arguments in (("train", place.settings, "--out", out), *readers):
         answer = command(*arguments)
         assert answer.code == 1
         assert answer.error.startswith(f"{file}: ")
@@ -47,26 +44,6 @@ def test_a_training_image(place: Place, damage: "type[_corrupt]") -> None:
 def test_evaluating_reads_no_training_image(place: Place) -> None:
     _corrupt(place.photo("train"))
     assert "accuracy" in command("evaluate", place.run).done()
-
-
-@DAMAGES
-@pytest.mark.usefixtures("unchanged")
-def test_a_test_image(place: Place, damage: "type[_corrupt]") -> None:
-    file = place.photo("test")
-    said = damage(file)
-    out = place.run.with_name("new")
-    for arguments in (
-        ("train", place.settings, "--out", out),
-        ("evaluate", place.run),
-        ("project", place.run),
-        ("prune", place.run),
-        ("explain", place.run),
-    ):
-        answer = command(*arguments)
-        assert answer.code == 1
-        assert answer.error.startswith(f"{file}: ")
-        assert said in answer.error
-    assert not out.exists()
 
 
 def test_an_image_that_is_read_during_training(place: Place) -> None:
@@ -111,32 +88,3 @@ def test_loose_images(place: Place, tmp_path: Path) -> None:
     answer = command("explain", place.run, good, "--out", good)
     assert "there is a file where a folder is needed" in answer.error
     assert sorted(os.listdir(folder)) == ["0.jpg", "1.jpg", "2.jpg", good.name]
-
-
-def test_figures_of_images_of_the_same_name_do_not_overwrite_each_other(
-    place: Place, tmp_path: Path
-) -> None:
-    images = [place.photo("train", 0)]
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        images.append(tmp_path / name / images[0].name)
-        images[-1].write_bytes(images[0].read_bytes())
-    command("explain", place.run, *images, "--out", tmp_path / "figures").done()
-    stem = images[0].stem
-    assert sorted(os.listdir(tmp_path / "figures")) == [
-        f"{stem}-explained-2.png",
-        f"{stem}-explained-3.png",
-        f"{stem}-explained.png",
-    ]
-
-
-def test_the_table_of_an_explanation_adds_up(place: Place, tmp_path: Path) -> None:
-    text = command("explain", place.run, place.photo(), "--out", tmp_path, "--top", "1").done()
-    title, _, *rows, logit, figure = text.splitlines()
-    assert title.startswith(f"{place.photo()} (")
-    assert title.split(": ")[1].split(",")[0] in ("albatross", "booby & tern", "crow")
-    assert rows[0].startswith("prototype ")
-    assert [row.split()[1] for row in rows[1:]] == ["more", "more"]
-    parts = [float(row.split()[-1]) for row in rows]
-    assert sum(parts) == pytest.approx(float(logit.split()[-1]), abs=0.002)
-    assert figure == f"figure: {tmp_path / place.photo().stem}-explained.png"

@@ -1,9 +1,12 @@
 import os
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,12 +75,33 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     assert only_file(tmp_path) == file
 
 
+def test_any_flipped_bit_of_the_header_is_noticed(tmp_path: Path) -> None:
+    """A header that still reads as JSON may name other arrays or another place of the pixels."""
+    file = tmp_path / "birds-0.bin"
+    array = np.arange(64, dtype=np.uint8).reshape(4, 16)
+    cache.save(file, "key", {"pixels": array})
+    data = file.read_bytes()
+    found = cache.load(file, "key")
+    assert found is not None
+    assert np.array_equal(found["pixels"], array)
+    (length,) = struct.unpack_from("<I", data, 8)
+    for bit in range(8 * (16 + length)):
+        bad = bytearray(data)
+        bad[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(bad)
+        assert cache.load(file, "key") is None, bit
+
+
 def test_a_file_of_another_version_is_made_again(tmp_path: Path) -> None:
     assert rendered(tmp_path) == 6
     file = only_file(tmp_path)
     data = file.read_bytes()
-    assert data.count(b"Pillow ") == 1
-    file.write_bytes(data.replace(b"Pillow ", b"Pixels "))
+    (length,) = struct.unpack_from("<I", data, 8)
+    header = data[16 : 16 + length]
+    assert header.count(b"Pillow ") == 1
+    other = header.replace(b"Pillow ", b"Pixels ")
+    start = data[:12] + struct.pack("<I", zlib.crc32(other)) + other
+    file.write_bytes(start + data[len(start) :])
     assert rendered(tmp_path) == 6
     assert rendered(tmp_path) == 0
 
@@ -124,6 +148,49 @@ def test_a_full_disk_costs_only_a_warning(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_other_users_may_read_a_shared_cache(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        open_birds(**SMALL, cache=tmp_path)
+    finally:
+        os.umask(before)
+    assert only_file(tmp_path).stat().st_mode & 0o777 == 0o644
+
+
+def test_an_interrupted_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_birds(**SMALL, cache=tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    old, young = tmp_path / "birds-0.bin1234.part", tmp_path / "birds-0.bin.5678.part"
+    for left in (old, young):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    open_birds(**SMALL, cache=tmp_path)
+    assert not old.exists()
+    assert young.exists()  # another process may be writing it
+
+
+def test_a_user_without_a_home_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(path: str) -> str:
+        return path  # what os.path.expanduser answers where there is none
+
+    for name in ("PROTOFAST_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", no_home)
+    with pytest.warns(UserWarning, match="has no home folder.*set PROTOFAST_CACHE"):
+        birds = open_birds(**SMALL)
+    assert len(birds.train) == 4
+
+
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROTOFAST_CACHE", str(tmp_path / "mine"))
     assert cache.default_folder() == tmp_path / "mine"
@@ -134,7 +201,9 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if sys.platform == "linux":
         assert cache.default_folder() == tmp_path / "protofast"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.default_folder().is_absolute()
+    default = cache.default_folder()
+    assert default is not None
+    assert default.is_absolute()
 
 
 def test_no_cache_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

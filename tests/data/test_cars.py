@@ -101,6 +101,8 @@ def test_missing_and_damaged_files(cars_folder: Path, file: str) -> None:
         ((1, 1, 9, 9, 4, "00001.jpg"), "annotation 1: class 4, but cars_meta.mat names 1 … 3"),
         ((1, 1, 9, 9, "x", "00001.jpg"), "annotation 1: expected the fields"),
         ((1, 1, 9, "", 1, "00001.jpg"), "annotation 1: expected the fields"),
+        ((1, 1, float("nan"), 9, 1, "00001.jpg"), "annos.mat, annotation 1: expected the fields"),
+        ((1, float("inf"), 9, 9, 1, "00001.jpg"), "annos.mat, annotation 1: expected the fields"),
         ((1, 1, 9, 9, 1, "77777.jpg"), "77777.jpg: no such file, but annotation 1"),
     ],
 )

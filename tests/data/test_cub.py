@@ -47,6 +47,16 @@ def rewrite(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.parametrize("file", ["image_class_labels.txt", "train_test_split.txt"])
+def test_an_image_that_only_another_file_lists(cub_folder: Path, file: str) -> None:
+    with (cub_folder / file).open("a") as stream:
+        stream.write("10 1\n")
+    with pytest.raises(
+        DataError, match=rf"images\.txt: no line for image 10 of {file}; .*cut short"
+    ):
+        open_cub(cub_folder, size=8)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
@@ -54,6 +64,15 @@ def rewrite(file: Path, old: str, new: str) -> None:
         ("images.txt", "5 002.Warbler/1.jpg", "5", r"images\.txt, line 5: expected '<image id>"),
         ("images.txt", "5 002.Warbler/1.jpg", "4 002.Warbler/1.jpg", r"line 5: 4 is listed twice"),
         ("images.txt", "Warbler/1.jpg", "Warbler/9.jpg", r"9\.jpg: no such file, but images\.txt"),
+        (
+            "images.txt",
+            "9 003.Shrike/2.jpg\n",
+            "",
+            r"images\.txt: no line for image 9 of image_cl.*cut",
+        ),
+        ("images.txt", "Finch/1.jpg", "Finch/0.jpg", r"images\.txt: images 1 and 2 are both 001"),
+        ("image_class_labels.txt", "9 3\n", "", r"labels\.txt: no line for image 9.*cut short"),
+        ("bounding_boxes.txt", "\n9 ", "\n10 ", r"boxes\.txt: no line for image 9.*cut short"),
         ("image_class_labels.txt", "5 2", "5 x", r"image_class_labels\.txt, line 5"),
         ("image_class_labels.txt", "5 2", "5 7", "image 5 has class 7, which classes.txt does not"),
         ("image_class_labels.txt", "5 2\n", "", r"no line for image 5 \(002\.Warbler/1\.jpg\)"),
@@ -61,6 +80,9 @@ def rewrite(file: Path, old: str, new: str) -> None:
         ("train_test_split.txt", "5 0", "5 1", "class '002.Warbler' has no test image"),
         ("bounding_boxes.txt", "5 4.6 2.0 20.9", "5 4.6 2.0", r"bounding_boxes\.txt, line 5"),
         ("bounding_boxes.txt", "5 4.6 2.0 20.9", "5 4.6 2.0 -3", r"bounding_boxes\.txt, line 5"),
+        ("bounding_boxes.txt", "5 4.6", "5 nan", r"bounding_boxes\.txt, line 5"),
+        ("bounding_boxes.txt", "5 4.6 2.0", "5 4.6 -inf", r"bounding_boxes\.txt, line 5"),
+        ("bounding_boxes.txt", "5 4.6 2.0 20.9", "5 4.6 2.0 inf", r"bounding_boxes\.txt, line 5"),
         ("bounding_boxes.txt", "5 4.6", "5 nan?", r"bounding_boxes\.txt, line 5"),
         ("classes.txt", "2 002.Warbler\n", "", "has class 2, which classes.txt does not list"),
     ],

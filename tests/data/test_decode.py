@@ -172,6 +172,39 @@ def test_truncated_files_are_named(tmp_path: Path, suffix: str, kept: float) -> 
         decode_image(file)
 
 
+@pytest.mark.parametrize("kind", ["plain", "progressive", "optimize", "rotated", "cmyk"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_whose_pixels_are_missing_is_refused(
+    tmp_path: Path, kind: str, channels: int
+) -> None:
+    """Cut short, or its tail zeroed as by a copy that stopped, but with an end marker."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).convert("CMYK" if kind == "cmyk" else "RGB")
+    options: dict[str, object] = {kind: True} if kind in ("progressive", "optimize") else {}
+    if kind == "rotated":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6  # type: ignore[index]
+    data = save(image, tmp_path / "whole.jpg", **options).read_bytes()
+    decode_image(tmp_path / "whole.jpg", channels)
+    for kept in (0.6, 0.9):
+        there = data[: int(len(data) * kept)]
+        zeros = bytes(len(data) - len(there) - 2)
+        for number, bad in enumerate(
+            (there + b"\xff\xd9", there + zeros + b"\xff\xd9", there + zeros)
+        ):
+            file = tmp_path / f"{number}.jpg"
+            file.write_bytes(bad)
+            with pytest.raises(DataError, match=rf"{number}\.jpg: damaged or truncated .*again"):
+                decode_image(file, channels)
+
+
+def test_zeros_before_the_end_of_a_jpeg_are_padding(tmp_path: Path) -> None:
+    data = save(arrow(), tmp_path / "a.jpg", quality=95).read_bytes()
+    file = tmp_path / "padded.jpg"
+    file.write_bytes(data[:-2] + bytes(500) + data[-2:])
+    assert torch.equal(decode_image(file), decode_image(tmp_path / "a.jpg"))
+
+
 def test_a_jpeg_that_libjpeg_only_warns_about_is_read(tmp_path: Path) -> None:
     data = save(arrow(), tmp_path / "a.jpg", quality=95).read_bytes()
     after_header = 4 + int.from_bytes(data[4:6], "big")

@@ -139,12 +139,12 @@ def open_birds(
     )
     arrays = None
     file = None
-    if cache is not False:
-        folder = bird_cache.default_folder() if cache is None or cache is True else Path(cache)
-        file = (
-            folder
-            / f"birds-{seed}-{classes}x{train_per_class}+{test_per_class}-{shape[0]}x{shape[1]}.bin"
-        )
+    folder = Path(cache) if isinstance(cache, str | Path) else None
+    if cache is None or cache is True:
+        folder = bird_cache.default_folder()
+    if folder is not None:
+        images = f"{classes}x{train_per_class}+{test_per_class}"
+        file = folder / f"birds-{seed}-{images}-{shape[0]}x{shape[1]}.bin"
         arrays = bird_cache.load(file, key)
     if arrays is None:
         arrays = _render_all(species, seed, train + test, shape, threads, progress)

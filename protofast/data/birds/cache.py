@@ -1,9 +1,9 @@
 """Rendered images on disk: one file per world of birds, checked when it is read.
 
-A file is a magic word, the length of a JSON header, the header, and the pixels. The header holds
-the key and a checksum of the pixels, so that a truncated, damaged or outdated file is noticed and
-made again. It is written under a temporary name and renamed: processes that race to make the same
-file all succeed, and no reader ever sees half of one.
+A file is a magic word, the length and the checksum of a JSON header, the header, and the pixels.
+The header holds the key and a checksum of the pixels, so that a truncated, damaged or outdated file
+is noticed and made again. It is written under a temporary name and renamed: processes that race to
+make the same file all succeed, and no reader ever sees half of one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import struct
 import sys
-import tempfile
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -22,14 +23,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_MAGIC = b"PFBIRDS1"
+_MAGIC = b"PFBIRDS2"
+_PREFIX = struct.Struct("<8sII")  # the magic word, length and checksum of the header
+_STALE = 24 * 3600  # seconds after which a temporary file is one that a killed process left
 _START = 4096  # the pixels begin at a multiple of this, so that they can be mapped
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def default_folder() -> Path:
-    """``PROTOFAST_CACHE`` if it is set, else ``protofast`` in this user's cache folder."""
+def default_folder() -> Path | None:
+    """``PROTOFAST_CACHE`` if it is set, else ``protofast`` in this user's cache folder.
+
+    None, with a warning, if the user has no home folder.
+    """
+    try:
+        return _default_folder()
+    except RuntimeError:  # what Path.expanduser raises
+        warnings.warn(
+            "this user has no home folder, so the rendered birds are not kept; set PROTOFAST_CACHE "
+            "to a folder for them",
+            stacklevel=3,
+        )
+        return None
+
+
+def _default_folder() -> Path:
     chosen = os.environ.get("PROTOFAST_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -46,10 +64,13 @@ def load(file: Path, key: str) -> Arrays | None:
     """The arrays in a cache file, memory-mapped; None if it is missing, damaged or outdated."""
     try:
         with file.open("rb") as stream:
-            magic, length = struct.unpack("<8sI", stream.read(12))
-            if magic != _MAGIC:
+            magic, length, checksum = _PREFIX.unpack(stream.read(_PREFIX.size))
+            if magic != _MAGIC or length > _START - _PREFIX.size:
                 return None
-            header = json.loads(stream.read(length))
+            text = stream.read(length)
+        if zlib.crc32(text) != checksum:
+            return None
+        header = json.loads(text)
         if header["key"] != key or file.stat().st_size != header["bytes"]:
             return None
         data = np.memmap(file, dtype=np.uint8, mode="c", offset=header["start"])
@@ -60,7 +81,7 @@ def load(file: Path, key: str) -> Arrays | None:
             count = int(np.prod(shape)) * np.dtype(dtype).itemsize
             arrays[name] = data[first : first + count].view(dtype).reshape(shape)
         return arrays
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except Exception:  # whatever is wrong with the file, the birds can be rendered
         return None
 
 
@@ -85,27 +106,41 @@ def save(file: Path, key: str, arrays: Arrays) -> None:
         "bytes": _START + first,
     }
     text = json.dumps(header).encode()
-    if len(text) > _START - 12:
+    if len(text) > _START - _PREFIX.size:
         raise ValueError("the header of a cache file is too long")
-    temporary = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(struct.pack("<8sI", _MAGIC, len(text)) + text)
-            stream.write(bytes(_START - stream.tell()))
-            for block in blocks:
-                stream.write(block)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
+        _write(file, _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text, blocks)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         warnings.warn(
             f"the rendered birds could not be kept in {file.parent} ({error.strerror or error}); "
             "they will be rendered again next time. Free some space, or set PROTOFAST_CACHE to "
             "another folder",
             stacklevel=3,
         )
+
+
+def _write(file: Path, header: bytes, blocks: list[bytes | memoryview]) -> None:
+    """Writes the blocks from ``_START`` on, after the header; whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(file.parent)
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as stream:  # with the permissions that this user's files have
+            stream.write(header + bytes(_START - len(header)))
+            for block in blocks:
+                stream.write(block)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes that were killed while writing have left."""
+    for left in folder.glob("birds-*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()

@@ -2,8 +2,8 @@
 
 A species is one value per *gene* (crown colour, beak shape, wing bars, …). Species come in families
 whose members differ from a sibling in two genes, and every value is shared by at least two species
-(from eight species on), mostly across
-families: to tell two birds apart one has to look at the right two parts.
+(from eight species on), mostly across families: to tell two birds apart one has to look at the
+right two parts.
 """
 
 from __future__ import annotations
