@@ -4,6 +4,7 @@ Data, training, explanations and the report live in their subpackages and need t
 come with `protofast[all]`.
 """
 
+from protofast.interop import accelerate, restore
 from protofast.layers import PrototypeLayer
 from protofast.models import ProtoPNet
 from protofast.ops import MaskedView, NearestPatch, masked_view, nearest_patch
@@ -14,7 +15,9 @@ __all__ = [
     "NearestPatch",
     "ProtoPNet",
     "PrototypeLayer",
+    "accelerate",
     "masked_view",
     "nearest_patch",
     "project_prototypes",
+    "restore",
 ]

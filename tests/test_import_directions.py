@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
         "scan",
     },
     "report": {"files"},
+    "interop": {"ops", "similarities", "layers", "models", "projection", "heatmaps"},
 }
 
 
