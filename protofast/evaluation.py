@@ -48,8 +48,9 @@ class ClassMetrics:
         support: Number of images.
         precision: Share of the predictions of this class that are right; None if there are none.
         recall: Share of its images that are recognised; None if there are none.
-        auroc: Of this class against all others, by its probability; None unless there are images
-            of both.
+        auroc: Of this class against all others, by its log-odds (which order the images as its
+            probability does, but do not run out of digits near 0 and 1); None unless there are
+            images of both.
     """
 
     support: int
@@ -128,15 +129,15 @@ def compute_metrics(predictions: Predictions) -> Metrics:
     """The numbers that follow from predictions."""
     labels = predictions.labels.numpy()
     logits = predictions.logits
-    probabilities = logits.softmax(dim=1).numpy()
+    odds = _log_odds(logits).numpy()
     count = logits.shape[1]
     guessed = logits.argmax(dim=1).numpy()
     confusion = sklearn_metrics.confusion_matrix(labels, guessed, labels=np.arange(count))
     classes = tuple(
-        _class_metrics(confusion, label, labels, probabilities[:, label]) for label in range(count)
+        _class_metrics(confusion, label, labels, odds[:, label]) for label in range(count)
     )
     recalls = [row.recall for row in classes if row.recall is not None]
-    curves = [row.auroc for row in classes if row.auroc is not None]
+    curves = [row.auroc for row in classes[count == 2 :] if row.auroc is not None]
     best = logits.topk(min(_TOP, count), dim=1).indices
     return Metrics(
         images=len(labels),
@@ -195,11 +196,21 @@ def write_evaluation(
     return metrics
 
 
+def _log_odds(logits: Tensor) -> Tensor:
+    """Each logit minus the log-sum-exp of the other classes' logits: [n, C] -> [n, C]."""
+    largest, first = logits.max(dim=1, keepdim=True)  # [n, 1]
+    shares = (logits - largest).exp()
+    # Each share but the largest is small beside the sum, so nothing is lost in the difference.
+    others = largest + (shares.sum(dim=1, keepdim=True) - shares).log()
+    beside_largest = logits.scatter(1, first, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return logits - others.scatter(1, first, beside_largest)
+
+
 def _class_metrics(
     confusion: np.ndarray[Any, Any],
     label: int,
     labels: np.ndarray[Any, Any],
-    probability: np.ndarray[Any, Any],
+    odds: np.ndarray[Any, Any],
 ) -> ClassMetrics:
     right = int(confusion[label, label])
     support, predicted = int(confusion[label].sum()), int(confusion[:, label].sum())
@@ -208,7 +219,7 @@ def _class_metrics(
         support=support,
         precision=right / predicted if predicted else None,
         recall=right / support if support else None,
-        auroc=float(sklearn_metrics.roc_auc_score(labels == label, probability)) if both else None,
+        auroc=float(sklearn_metrics.roc_auc_score(labels == label, odds)) if both else None,
     )
 
 

@@ -45,6 +45,25 @@ def test_equal_logits_go_to_the_first_class_and_give_an_even_auroc() -> None:
     assert metrics.auroc == 0.5
 
 
+def test_auroc_tells_images_apart_whose_probabilities_round_to_one() -> None:
+    # A perfect order by log-odds: 40, 50, 60 against 70, 80, 90; all probabilities are 1.0.
+    logits = [[0.0, odds] for odds in (40, 50, 60, 70, 80, 90)]
+    metrics = compute_metrics(_predictions(logits, [0, 0, 0, 1, 1, 1]))
+    assert metrics.auroc == 1.0
+    assert [row.auroc for row in metrics.classes] == [1.0, 1.0]
+    # Three classes; class 2's log-odds are its logit less the others' log-sum-exp.
+    generator = torch.Generator().manual_seed(0)
+    logits = 100 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (40,), generator=generator)
+    found = compute_metrics(Predictions(logits, labels, torch.arange(40)))
+    for label, row in enumerate(found.classes):
+        rest = [other for other in range(3) if other != label]
+        odds = logits[:, label] - logits[:, rest].logsumexp(dim=1)
+        own, others = odds[labels == label, None], odds[labels != label]
+        expected = (own > others).double() + 0.5 * (own == others).double()
+        assert row.auroc == pytest.approx(float(expected.mean()), abs=1e-12)
+
+
 def test_one_class_alone_has_no_auroc() -> None:
     metrics = compute_metrics(_predictions([[1, 0], [2, 0]], [0, 0]))
     assert metrics.auroc is None

@@ -16,6 +16,7 @@ from protofast.cli.console import (
     print_note,
     print_path,
     print_table,
+    print_warning,
     progress_bar,
 )
 from protofast.cli.errors import UnfinishedRunError, may_go_on, resume_command
@@ -33,6 +34,7 @@ from protofast.training import (
     check_changes,
     check_classes,
     for_terminal,
+    other_images,
 )
 from protofast.training import train as run_training
 from protofast.training.settings import DataSettings
@@ -152,6 +154,7 @@ def evaluate_run(
     """Evaluate a checkpoint on the test images: writes `evaluation/`, prints the main numbers."""
     name, loaded = load(folder, checkpoint, device)
     check_classes(loaded.classes, test.classes)
+    _warn_of_other_images(loaded, test=test)
     training = loaded.settings.training
     with progress_bar() as report:
         predictions = predict(
@@ -178,6 +181,7 @@ def explain_and_report(
     """Explain a checkpoint's prototypes and a sample of predictions, then write the report."""
     name, loaded = load(folder, checkpoint, device)
     check_classes(loaded.classes, data.train.classes)
+    _warn_of_other_images(loaded, train=data.train, project=data.project, test=data.test)
     with progress_bar() as report:
         explain_run(
             folder.path,
@@ -189,6 +193,12 @@ def explain_and_report(
             **options,
         )
     return build_report(folder.path)
+
+
+def _warn_of_other_images(loaded: LoadedModel, **sets: ImageSet) -> None:
+    others = other_images(loaded.images, **sets)
+    if others:
+        print_warning(others)
 
 
 def _finish(folder: RunFolder, data: Splits, device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Training prototype networks: settings, stages, resuming, the run folder."""
 
 from protofast.training.build import build_data, build_model
+from protofast.training.images import other_images
 from protofast.training.progress import for_terminal
 from protofast.training.refine import Refined, project_run, prune_run
 from protofast.training.run_folder import LoadedModel, RunFolder, check_classes
@@ -21,6 +22,7 @@ __all__ = [
     "differences",
     "for_terminal",
     "load_settings",
+    "other_images",
     "project_run",
     "prune_run",
     "recipes",

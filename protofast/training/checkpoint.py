@@ -1,8 +1,8 @@
 """One file holds one moment: tensors and JSON in the safetensors format. Nothing is pickled.
 
 The file is written under a temporary name, synced and renamed, so it is there whole or not at all.
-safetensors notices a file that was cut short; a checksum over the tensors, kept in the JSON,
-notices damage inside.
+safetensors notices a file that was cut short; a checksum over tensors and facts notices damage
+inside.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from protofast.errors import CheckpointError
 from protofast.files import write_atomically
 
-_KEY = "protofast"
-_FORMAT = 1
+_KEY, _FACTS = "protofast", "protofast.facts"
+_FORMAT = 2  # 1 had the facts outside the checksum, and said less of the place in the plan
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -40,9 +40,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     whole = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    metadata = {"format": _FORMAT, "checksum": _checksum(whole), "facts": dict(facts)}
-    text = json.dumps(metadata, allow_nan=False, separators=(",", ":"))
-    write_atomically(path, save(whole, {_KEY: text}))
+    said = json.dumps(dict(facts), allow_nan=False, separators=(",", ":"))
+    kind = json.dumps({"format": _FORMAT, "checksum": _checksum(whole, said)})
+    write_atomically(path, save(whole, {_KEY: kind, _FACTS: said}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,18 +60,22 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"no checkpoint {path}") from error
     try:
         tensors: dict[str, Tensor] = load(content)
-        metadata = json.loads(_metadata(content)[_KEY])
-        checksum, facts, kind = metadata["checksum"], metadata["facts"], metadata["format"]
+        metadata = _metadata(content)
+        kind = json.loads(metadata[_KEY])
+        number, checksum = kind["format"], kind["checksum"]
+        said = metadata[_FACTS] if number == _FORMAT else "{}"
+        facts: dict[str, Any] = json.loads(said)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path} is cut short or damaged, or not a checkpoint of protofast ({reason})"
         ) from error
-    if kind != _FORMAT:
+    if number != _FORMAT:
         raise CheckpointError(
-            f"{path} has format {kind}, this version of protofast reads format {_FORMAT}"
+            f"{path} has format {number}, this version of protofast reads format {_FORMAT}; use "
+            "the version that wrote it, or start the run again in another folder"
         )
-    if checksum != _checksum(tensors):
+    if checksum != _checksum(tensors, said):
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     return tensors, facts
 
@@ -83,8 +87,8 @@ def _metadata(content: bytes) -> dict[str, str]:
     return metadata
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    checksum = 0
+def _checksum(tensors: Mapping[str, Tensor], said: str) -> int:
+    checksum = zlib.crc32(said.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         checksum = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), checksum)

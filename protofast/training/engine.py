@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -54,6 +55,17 @@ def build_fabric(settings: TrainingSettings, device: torch.device | None = None)
             f"{settings.precision} cannot be had here: {reason}"
         ) from error
     return fabric
+
+
+def precision_state(fabric: Fabric) -> dict[str, Any]:
+    """What mixed precision adapts as it goes (the scale of float16's gradients), as JSON values."""
+    return dict(fabric.strategy.precision.state_dict())
+
+
+def restore_precision(fabric: Fabric, state: dict[str, Any]) -> None:
+    """The inverse of :func:`precision_state`; what another precision left is passed over."""
+    if state and precision_state(fabric):
+        fabric.strategy.precision.load_state_dict(state)
 
 
 def on_first_rank(fabric: Fabric, action: Callable[[], None]) -> None:

@@ -30,8 +30,9 @@ from protofast.training import health
 from protofast.training.build import build_class_weights
 from protofast.training.feed import Feed
 from protofast.training.health import HealthWarning
+from protofast.training.images import checksums
 from protofast.training.journal import PARTIAL, Journal
-from protofast.training.optimizers import LearningStage, set_rates
+from protofast.training.optimizers import LearningStage, learnable, set_rates
 from protofast.training.progress import summary
 from protofast.training.prototypes_table import prototype_rows
 from protofast.training.schedule import PlanStep, plan
@@ -89,7 +90,17 @@ class Loop:
         self.stages = Stages(
             fabric, settings, self.feed, state, perturb=perturb, tick=self._check_stop
         )
+        self._images = checksums(data)
         self._saved_at = time.monotonic()
+        self._begin_changed_epoch_again()
+
+    def _begin_changed_epoch_again(self) -> None:
+        """An epoch that has another number of batches now cannot be gone on with in its middle."""
+        state = self.state
+        if state.batch and state.batches != self.feed.batches_in(self.plan[state.step]):
+            self.journal.say(f"{self.plan[state.step].name} has other batches now: it starts again")
+            state.batch = 0
+            state.sums = EpochSums(state.model.num_prototypes, self.fabric.device)
 
     def run(self) -> bool:
         """Goes on from where the state is; whether the plan is done (else it was asked to stop)."""
@@ -108,7 +119,7 @@ class Loop:
             # A projection starts again; its network is still that of the last checkpoint.
             here = self.plan[self.state.step]
             if here.stage != "project":
-                self._save(here.name + PARTIAL)
+                self._save_within(here)
             return False
         return True
 
@@ -116,6 +127,8 @@ class Loop:
         """One epoch of a stage, from batch ``state.batch`` on."""
         state, total = self.state, self.feed.batches_in(step)
         forward = self.stages.enter(step, stage)
+        if stage != "last_layer":
+            state.prototypes = []  # from here on they move away from their patches
         optimizer = self.optimizers[stage]
         self.progress.start(
             step.name,
@@ -152,15 +165,35 @@ class Loop:
         if self.stages.is_linear(step):
             for unknown in ("cluster", "separation", "l1", "never_winning"):
                 del row[unknown]
-        if not math.isfinite(row["loss"]):
-            raise ProtofastError(
-                f"training diverged: the loss of {step.name} is {row['loss']}; lower the learning "
-                "rates (training.optimizer); the last checkpoint is from before this epoch"
-            )
+        self._check_finite(step, values)
         self._share_buffers()
         if step.last and not self.stages.is_linear(step):
             self.journal.warn(step, self._health(step, wins))
         return row
+
+    def _check_finite(self, step: PlanStep, values: Tensor) -> None:
+        """Refuses to go on with, or to save, a network that is lost.
+
+        Args:
+            step: Under way.
+            values: See ``EpochSums``, over all ranks.
+
+        Raises:
+            ProtofastError: Loss or weights are not finite.
+        """
+        state = self.state
+        loss = means(values)["loss"]
+        what = f"the loss of {step.name} is {loss}"
+        if math.isfinite(loss):
+            weights = learnable(state.model, state.head).values()
+            if all(bool(weight.isfinite().all()) for weight in weights):
+                return
+            what = f"{step.name} left weights that are not finite"
+        before = self.journal.folder.pointer("latest")
+        raise ProtofastError(
+            f"training diverged: {what}; lower the learning rates (training.optimizer); the last "
+            f"checkpoint from before this is {before or 'missing: there is none yet'}"
+        )
 
     def _loss(self, output: Output, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The total and its terms, in the order of ``state.TERMS``."""
@@ -231,13 +264,17 @@ class Loop:
                 # Once a projection has moved the prototypes, it is too late to start it again.
                 tick=self.progress.advance if step.stage == "project" else self._tick,
             )
-            self.journal.row("test", step, tested | {"projected": step.projected})
-            score = tested[self.settings.training.best_by]
-            # Only a projected network's prototypes are patches: it is better than any other.
-            rank = [step.projected, score]
-            if best is None or rank > best["rank"]:
-                best = {"name": step.name, "rank": rank, "test": tested}
-        if step.stage == "project" and self.journal.writes:
+            projected = bool(self.state.prototypes)
+            if self.stages.is_linear(step):
+                # The layer that was tested is dropped: this says nothing of the network itself.
+                self.journal.row("test", step, tested | {"projected": False, "head": "linear"})
+            else:
+                self.journal.row("test", step, tested | {"projected": projected})
+                # Only a projected network's prototypes are patches: it is better than any other.
+                rank = [projected, tested[self.settings.training.best_by]]
+                if best is None or rank > best["rank"]:
+                    best = {"name": step.name, "rank": rank, "test": tested}
+        if self.journal.writes:
             self.journal.folder.write_prototypes(self.state.prototypes)
         self.state.best = best
         self.state.step += 1
@@ -246,20 +283,40 @@ class Loop:
         self._save(step.name)
         self.journal.finish(summary(step.name, row, tested))
 
+    def _save_within(self, step: PlanStep) -> None:
+        """A checkpoint in the middle of a step, if what it would hold is worth keeping."""
+        self._check_finite(step, self.state.sums.over_ranks(self.fabric)[0])
+        self._save(step.name + PARTIAL)
+
     def _save(self, name: str) -> None:
         """A checkpoint of this moment; all ranks take part."""
         tensors, facts = self.state.capture(self.fabric)
+        facts["place"] |= self._place()
         facts["classes"] = list(self.data.train.classes)
-        facts["steps"] = len(self.plan)
+        facts["images"] = self._images
         best = self.state.best
         self.journal.save(name, tensors, facts, best=None if best is None else best["name"])
         self._saved_at = time.monotonic()
+
+    def _place(self) -> dict[str, Any]:
+        """Where the run stands, for a plan that may be another when it is resumed.
+
+        See :func:`protofast.training.schedule.find_place`.
+        """
+        done = self.state.step
+        if self.state.batch:
+            here = self.plan[done]
+            return {"key": here.key, "batches": self.feed.batches_in(here)}
+        return {"key": self.plan[done - 1].key if done else None, "batches": None}
 
     def _rates(self, step: PlanStep, stage: LearningStage) -> dict[str, float]:
         """Learning rates at the start of the epoch."""
         rates = getattr(self.settings.training.optimizer, stage)
         factor = self.stages.factor(step, 0.0)
-        return {name: rate * factor for name, rate in rates.model_dump().items() if rate}
+        learning = {name: rate * factor for name, rate in rates.model_dump().items() if rate}
+        if self.stages.is_linear(step):
+            return {"backbone": learning["backbone"]}
+        return learning
 
     # ----- between batches -----
 
@@ -291,7 +348,7 @@ class Loop:
         if stop:
             raise Stopped
         if due and self.state.batch < total:
-            self._save(step.name + PARTIAL)
+            self._save_within(step)
 
     def _tick(self, images: int) -> None:
         """More images are done outside a training step."""

@@ -100,6 +100,8 @@ def restore_optimizer(
     for key, value in tensors.items():
         if key.startswith(prefix):
             slot, name = key.removeprefix(prefix).split("/", 1)
+            if name not in parameters:  # of a linear head that the settings no longer have
+                continue
             parameter = parameters[name]
             # Adam keeps its step count on the CPU.
             device = "cpu" if slot == "step" else parameter.device

@@ -24,6 +24,7 @@ from protofast.projection import project_prototypes
 from protofast.pruning import prune_prototypes
 from protofast.training.activations import compute_activations
 from protofast.training.build import build_class_weights
+from protofast.training.images import check_images
 from protofast.training.prototypes_table import prototype_rows
 from protofast.training.run_folder import (
     RunFolder,
@@ -185,6 +186,7 @@ class _Refinement:
             self.folder.sweep()
             source, tensors, facts = self.folder.read(checkpoint)
             check_classes(facts["classes"], self.data.train.classes)
+            check_images(facts["images"], self.data)
             model = ProtoPNet.from_config(facts["model"])
             load_weights(model, tensors, source)
             model.to(self.device).eval()
@@ -215,6 +217,7 @@ class _Refinement:
         new_facts = {
             "model": model.config,
             "classes": facts["classes"],
+            "images": facts["images"],
             "prototypes": rows,
             "made_from": refined.source,
         }

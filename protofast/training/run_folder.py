@@ -23,6 +23,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,7 @@ class LoadedModel(NamedTuple):
     model: ProtoPNet
     classes: tuple[str, ...]
     prototypes: list[dict[str, Any]]  # rows as in prototypes.json; none before a projection
+    images: Mapping[str, str] = MappingProxyType({})  # see protofast.training.images
 
 
 class RunFolder:
@@ -243,6 +245,7 @@ class RunFolder:
             model.to(device).eval(),
             tuple(facts["classes"]),
             facts.get("prototypes", []),
+            facts.get("images", {}),
         )
 
     # ----- words and numbers -----
@@ -275,11 +278,17 @@ class RunFolder:
         self._append(self.path / "log.txt", f"{now} {text}\n")
 
     def write_prototypes(self, rows: list[dict[str, Any]]) -> None:
-        """Writes ``prototypes/prototypes.json``."""
-        folder = self.path / "prototypes"
-        folder.mkdir(exist_ok=True)
+        """Writes ``prototypes/prototypes.json``, unless it says that already."""
+        file, text = self._prototypes(rows)
+        if not file.exists() and not rows:
+            return
+        if not file.exists() or file.read_bytes() != text.encode():
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, text)
+
+    def _prototypes(self, rows: list[dict[str, Any]]) -> tuple[Path, str]:
         lines = ",\n".join(json.dumps(row) for row in rows)
-        write_atomically(folder / "prototypes.json", f"[\n{lines}\n]\n")
+        return self.path / "prototypes" / "prototypes.json", f"[\n{lines}\n]\n"
 
     @staticmethod
     def _append(path: Path, text: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from protofast.errors import SettingsError
 from protofast.training.settings import OptimizerSettings, ScheduleSettings
 
 Stage = Literal["warm", "joint", "project", "last_layer"]
@@ -44,9 +45,9 @@ class PlanStep:
         return f"{stem}-{self.index}" if self.stage == "last_layer" else stem
 
     @property
-    def projected(self) -> bool:
-        """Whether the prototypes are patches of training images after this step."""
-        return self.stage in ("project", "last_layer")
+    def key(self) -> list[Any]:
+        """What the step is, whatever the plan it stands in: stage, epoch, index; JSON values."""
+        return [self.stage, self.epoch, self.index]
 
 
 def projects_after(epoch: int, schedule: ScheduleSettings) -> bool:
@@ -77,6 +78,51 @@ def plan(schedule: ScheduleSettings) -> list[PlanStep]:
             zip(steps, following, strict=True)
         )
     ]
+
+
+def find_place(steps: list[PlanStep], key: list[Any] | None, *, under_way: bool) -> int:
+    """Where a run stands in a plan that may differ from the one it was started with.
+
+    Args:
+        steps: The plan.
+        key: ``PlanStep.key`` of the step under way, or else of the last one done; None before any.
+        under_way: Which of the two.
+
+    Returns:
+        Position of the step to do next; ``len(steps)`` if all are done. Steps that the plan has
+        before that, though the run never did them, are not made up for.
+
+    Raises:
+        SettingsError: The plan has no such step under way; or it is shorter than what is done, or
+            another kind of epoch stands there.
+    """
+    if key is None:
+        return 0
+    stage, epoch, index = key
+    same = [step.step for step in steps if step.key == key]
+    if under_way and same:
+        return same[0]
+    learnt = [step for step in steps if step.epoch == epoch and step.stage in ("warm", "joint")]
+    fits = bool(learnt) and stage in (learnt[0].stage, "project", "last_layer")
+    if under_way or not fits:
+        what = f"{stage} epoch {epoch}" if stage in ("warm", "joint") else f"{stage} after {epoch}"
+        raise SettingsError(
+            f"the new training.schedule has no {what}, where the run stands; change it only from "
+            "there on"
+        )
+    place = _within_epoch(stage, index)
+    later = [
+        step.step
+        for step in steps
+        if step.epoch > epoch
+        or (step.epoch == epoch and _within_epoch(step.stage, step.index) > place)
+    ]
+    return later[0] if later else len(steps)
+
+
+def _within_epoch(stage: str, index: int) -> int:
+    """Order of the steps of an epoch."""
+    return {"project": 1, "last_layer": 2 + index}.get(stage, 0)
 
 
 _RISE = 0.2  # share of the warm stage in which one_cycle rises

@@ -21,7 +21,8 @@ def _tuple_from_list(value: Any) -> Any:
 
 Pair = Annotated[tuple[int, int], BeforeValidator(_tuple_from_list)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_tuple_from_list)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_list)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -175,7 +176,10 @@ class ScheduleSettings(_Frozen):
 
 
 class LearningRates(_Frozen):
-    """Adam's learning rate of each part of the network; 0 freezes the part."""
+    """Adam's learning rate of each part of the network; 0 freezes the part.
+
+    Each stage has defaults of its own, so a rate that is left out is the paper's.
+    """
 
     backbone: Rate = 0.0
     add_on: Rate = 0.0
@@ -187,6 +191,27 @@ class LearningRates(_Frozen):
         if not (self.backbone or self.add_on or self.prototypes or self.last_layer):
             raise wrong("", "at least one part must have a learning rate above 0")
         return self
+
+
+class WarmRates(LearningRates):
+    """Learning rates of the warm stage."""
+
+    add_on: Rate = 3e-3
+    prototypes: Rate = 3e-3
+
+
+class JointRates(LearningRates):
+    """Learning rates of the joint stage."""
+
+    backbone: Rate = 1e-4
+    add_on: Rate = 3e-3
+    prototypes: Rate = 3e-3
+
+
+class LastLayerRates(LearningRates):
+    """Learning rates of the last-layer stage."""
+
+    last_layer: Rate = 1e-4
 
 
 class WeightDecay(_Frozen):
@@ -202,7 +227,7 @@ class OptimizerSettings(_Frozen):
     """One Adam per stage; each keeps its moments from cycle to cycle, as in the original.
 
     Attributes:
-        warm: Rates of the warm stage.
+        warm: Rates of the warm stage; under ``warm_head = "linear"`` the backbone's alone counts.
         joint: Rates of the joint stage at their highest; they decay.
         last_layer: Rates of the last-layer stage; constant.
         weight_decay: For all three.
@@ -214,9 +239,9 @@ class OptimizerSettings(_Frozen):
         decay_factor: ``steps``: what the rates are multiplied by at each.
     """
 
-    warm: LearningRates = LearningRates(add_on=3e-3, prototypes=3e-3)
-    joint: LearningRates = LearningRates(backbone=1e-4, add_on=3e-3, prototypes=3e-3)
-    last_layer: LearningRates = LearningRates(last_layer=1e-4)
+    warm: WarmRates = WarmRates()
+    joint: JointRates = JointRates()
+    last_layer: LastLayerRates = LastLayerRates()
     weight_decay: WeightDecay = WeightDecay()
     warm_decay: Literal["none", "one_cycle"] = "none"
     joint_decay: Literal["steps", "cosine", "none"] = "steps"
@@ -234,15 +259,15 @@ class LossSettings(_Frozen):
             *subtracted*.
         l1: Weight of the L1 norm of the last layer's off-class weights.
         class_weights: ``none``, ``balanced`` (inversely proportional to the class's number of
-            training images, 1 on average over images), or one number per class.
+            training images, 1 on average over images), or one number above 0 per class.
     """
 
     cross_entropy: Rate = 1.0
     cluster: Rate = 0.8
     separation: Rate = 0.08
     l1: Rate = 1e-4
-    class_weights: Literal["none", "balanced"] | Numbers = Field(
-        default="none", description="'none', 'balanced', or a list with one number per class"
+    class_weights: Literal["none", "balanced"] | Positives = Field(
+        default="none", description="'none', 'balanced', or a list with a number above 0 per class"
     )
 
 

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from protofast.models import ProtoPNet
+from protofast.training.engine import precision_state, restore_precision
 from protofast.training.optimizers import (
     LearningStage,
     learnable,
@@ -71,7 +72,9 @@ def means(values: Tensor) -> dict[str, float]:
 class State:
     """Model, optimisers, and the place: ``batch`` batches of plan step ``step`` are done.
 
-    ``head`` is the linear layer of ``warm_head = "linear"``.
+    ``batches`` is how many that step had where the checkpoint was written.
+    ``head`` is the linear layer of ``warm_head = "linear"``. ``prototypes`` are the rows of
+    ``prototypes.json`` while the prototypes are patches of training images, else empty.
     """
 
     model: ProtoPNet
@@ -80,6 +83,7 @@ class State:
     sums: EpochSums
     step: int = 0
     batch: int = 0
+    batches: int | None = None
     best: dict[str, Any] | None = None
     prototypes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -97,6 +101,7 @@ class State:
             "place": {"step": self.step, "batch": self.batch, "seconds": self.sums.seconds},
             "best": self.best,
             "prototypes": self.prototypes,
+            "precision": precision_state(fabric),
         }
         return tensors, facts
 
@@ -108,22 +113,27 @@ class State:
         Returns:
             What could not be restored, in words.
         """
+        lost = []
         load_weights(self.model, tensors, name)
         for stage, optimizer in self.optimizers.items():
             restore_optimizer(learnable(self.model, self.head), stage, optimizer, tensors)
         if self.head is not None:
             weights = {key: value for key, value in tensors.items() if key.startswith(_HEAD)}
-            self.head.load_state_dict(
-                {key.removeprefix(_HEAD): value for key, value in weights.items()}
-            )
+            if weights:
+                self.head.load_state_dict(
+                    {key.removeprefix(_HEAD): value for key, value in weights.items()}
+                )
+            else:
+                lost.append("the warm stage's linear layer, which it did not have")
         place = facts["place"]
-        self.step, self.batch = place["step"], place["batch"]
+        self.step, self.batch, self.batches = place["step"], place["batch"], place["batches"]
         self.sums.seconds = place["seconds"]
         if fabric.global_rank == 0:  # the sums of all ranks; the others start from nothing
             self.sums.values.copy_(tensors["sums.values"])
             self.sums.wins.copy_(tensors["sums.wins"])
         self.best, self.prototypes = facts["best"], facts["prototypes"]
+        restore_precision(fabric, facts["precision"])
         states = {key: value for key, value in tensors.items() if key.startswith("random.")}
         if not restore_random_states(fabric, states):
-            return ["the random states, which were saved by another number of ranks"]
-        return []
+            lost.append("the random states, which were saved by another number of ranks")
+        return lost

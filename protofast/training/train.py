@@ -22,6 +22,7 @@ from protofast.models import ProtoPNet
 from protofast.training.build import build_data, build_model
 from protofast.training.engine import build_fabric, determinism, on_first_rank, stop_on_signals
 from protofast.training.environment import describe, record_start
+from protofast.training.images import check_images, other_images
 from protofast.training.journal import Journal
 from protofast.training.loop import Loop
 from protofast.training.optimizers import build_optimizers
@@ -29,6 +30,7 @@ from protofast.training.pooled import build_head
 from protofast.training.progress import Progress, Silence
 from protofast.training.random_state import seed_everything
 from protofast.training.run_folder import RunFolder, check_classes
+from protofast.training.schedule import PlanStep, find_place, plan
 from protofast.training.settings import Settings
 from protofast.training.settings_file import differences, settings_text
 from protofast.training.stages import Perturb
@@ -94,7 +96,8 @@ def train(
         resume: Go on from the folder's latest checkpoint, or from the start if there is none yet.
             With the same machine, threads and versions, the weights come out bit-equal to those of
             a run that was never interrupted.
-        allow_changes: Resume even though ``settings`` differ from the folder's, which they replace.
+        allow_changes: Resume even though ``settings`` differ from the folder's, which they replace,
+            or though the images are others.
         device: In place of ``training.accelerator``.
         progress: What to tell; nothing by default.
         stop: Set it from another thread to end the run.
@@ -133,9 +136,11 @@ def train(
             stack.callback(journal.close)
             data = data or _open_data(fabric, settings, data_progress)
             state = _fresh_state(fabric, settings, model, run_folder, len(data.train.classes))
-            _take_up(fabric, journal, state, data)
+            _take_up(fabric, journal, state, data, settings, allow_changes=allow_changes)
             steps_before = state.step
             loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
+            # Not before it is known that the run can go on with them.
+            on_first_rank(fabric, lambda: _adopt(run_folder, wanted))
         finished = loop.run()
     best = state.best or {"name": None, "test": None}
     return Result(
@@ -198,7 +203,12 @@ def _claim(
     RunFolder.open(folder.path)
     stack.enter_context(folder.lock())
     folder.sweep()
-    changed = check_changes(folder, settings, allow=allow_changes)
+    check_changes(folder, settings, allow=allow_changes)
+
+
+def _adopt(folder: RunFolder, settings: Settings) -> None:
+    """Writes down the settings that a run goes on with, if they are others than before."""
+    changed = differences(folder.settings, settings)
     if changed:
         write_atomically(folder.path / "settings.toml", settings_text(settings))
         folder.log(f"settings changed: {', '.join(changed)}")
@@ -266,9 +276,22 @@ def _fresh_state(
     )
 
 
-def _take_up(fabric: Fabric, journal: Journal, state: State, data: Splits) -> None:
-    """Restores the newest checkpoint that is whole, if there is one."""
-    folder = journal.folder
+def _take_up(
+    fabric: Fabric,
+    journal: Journal,
+    state: State,
+    data: Splits,
+    settings: Settings,
+    *,
+    allow_changes: bool,
+) -> None:
+    """Restores the newest checkpoint that is whole, if there is one.
+
+    Raises:
+        DataError: The data are others than the run's.
+        SettingsError: The schedule has been changed where the run has been already.
+    """
+    folder, steps = journal.folder, plan(settings.training.schedule)
     chosen: list[str] = []
     size = [0]
 
@@ -277,13 +300,14 @@ def _take_up(fabric: Fabric, journal: Journal, state: State, data: Splits) -> No
         if found is not None:
             name, _, facts = found
             check_classes(facts["classes"], data.train.classes)
+            _compare_images(journal, facts, data, allow_changes)
+            step = _step_to_do(facts, steps)
             _mend_pointers(folder, name, facts)
             chosen.append(name)
             size[0] = facts["metrics_bytes"]
-            if facts["place"]["step"] == facts["steps"]:
+            if step == len(steps):
                 return  # nothing will be written; what refining added later stays
-            if facts["prototypes"]:  # refining may have put others there
-                folder.write_prototypes(facts["prototypes"])
+            folder.write_prototypes(facts["prototypes"])  # refining may have put others there
         folder.cut_metrics(size[0])
 
     on_first_rank(fabric, choose)
@@ -294,9 +318,29 @@ def _take_up(fabric: Fabric, journal: Journal, state: State, data: Splits) -> No
         return
     _, tensors, facts = folder.read(name)
     lost = state.restore(fabric, name, tensors, facts)
+    state.step = _step_to_do(facts, steps)
+    if state.best is not None and state.best["name"] not in folder.names():
+        state.best = None
     for what in lost:
         journal.say(f"not restored: {what}")
-    journal.say(f"resumed from checkpoint {name}: {state.step} of {facts['steps']} steps are done")
+    journal.say(f"resumed from checkpoint {name}: {state.step} of {len(steps)} steps are done")
+
+
+def _compare_images(
+    journal: Journal, facts: dict[str, Any], data: Splits, allow_changes: bool
+) -> None:
+    if not allow_changes:
+        check_images(facts["images"], data)
+        return
+    others = other_images(facts["images"], train=data.train, project=data.project, test=data.test)
+    if others:
+        journal.say(others)
+
+
+def _step_to_do(facts: dict[str, Any], steps: list[PlanStep]) -> int:
+    """Where a checkpoint stands in the plan."""
+    place = facts["place"]
+    return find_place(steps, place["key"], under_way=place["batch"] > 0)
 
 
 def _mend_pointers(folder: RunFolder, name: str, facts: dict[str, Any]) -> None:

@@ -119,7 +119,9 @@ def test_an_image_on_both_sides_stops_training(place: Place, how: str) -> None:
     assert not run.exists()
     command(*arguments, "--set", "data.leaks=allow").done()
     # Looked at once, before training: what follows does not ask again.
-    command("evaluate", place.run).done()
+    command("evaluate", run).done()
+    if how == "link":  # the other run was trained before the image came
+        assert "the test images are others than the run's" in command("evaluate", place.run).err
 
 
 def test_a_patient_on_both_sides_stops_training(place: Place) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from protofast.data import Splits
+from protofast.errors import SettingsError
 from protofast.training import Settings, build_model, load_settings
 from protofast.training.optimizers import build_optimizers
-from protofast.training.schedule import joint_factor, plan, warm_factor
+from protofast.training.schedule import PlanStep, find_place, joint_factor, plan, warm_factor
 
 
 def _paper(*overrides: str) -> Settings:
@@ -121,3 +122,46 @@ def test_optimiser_groups_have_the_papers_rates(
     }
     assert optimizers["warm"].param_groups[1]["params"] == [model.prototypes]
     assert optimizers["last_layer"].param_groups[0]["params"] == [model.last_layer.weight]
+
+
+def test_a_run_finds_its_place_in_another_plan() -> None:
+    def steps(*overrides: str) -> list[PlanStep]:
+        schedule = ("epochs=6", "warm_epochs=1", "project_from=2", "last_layer_epochs=2")
+        settings = _paper(*(f"training.schedule.{each}" for each in (*schedule, *overrides)))
+        return plan(settings.training.schedule)
+
+    def name(at: int) -> str:
+        return [*(step.name for step in changed), "the end"][at]
+
+    old = steps("project_every=2")
+    for step in old:  # the same plan
+        assert find_place(old, step.key, under_way=True) == step.step
+        assert find_place(old, step.key, under_way=False) == step.step + 1
+    assert find_place(old, None, under_way=False) == 0
+    changed = steps("project_every=3", "last_layer_epochs=1")
+    after = {
+        step.name: name(find_place(changed, step.key, under_way=False))
+        for step in old
+        if step.epoch >= 2
+    }
+    assert after == {
+        "joint-2": "joint-3",
+        "project-2": "joint-3",
+        "last_layer-2-0": "joint-3",
+        "last_layer-2-1": "joint-3",
+        "joint-3": "project-3",  # which the old plan did not have
+        "joint-4": "joint-5",
+        "project-4": "joint-5",
+        "last_layer-4-0": "joint-5",
+        "last_layer-4-1": "joint-5",
+        "joint-5": "the end",
+    }
+    changed = steps("project_every=2", "warm_epochs=3")
+    for key, under_way in (
+        (["joint", 2, 1], False),  # warm now
+        (["joint", 4, 3], True),  # another place in the decay
+        (["last_layer", 2, 5], True),
+        (["joint", 9, 8], False),
+    ):
+        with pytest.raises(SettingsError, match=r"the new training\.schedule has no .* [249],"):
+            find_place(changed, key, under_way=under_way)

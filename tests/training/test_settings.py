@@ -61,6 +61,45 @@ def test_augmentation_has_the_fields_of_the_data_package() -> None:
     assert AugmentationSettings().build() == Augmentation.paper()
 
 
+def test_a_rate_that_is_left_out_is_the_papers(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[training.optimizer]\nwarm = { add_on = 1e-2 }\n")
+    rates = load_settings(path, ["training.optimizer.joint.backbone=3e-5"]).training.optimizer
+    assert rates.warm.model_dump() == {
+        "backbone": 0.0,
+        "add_on": 1e-2,
+        "prototypes": 3e-3,
+        "last_layer": 0.0,
+    }
+    assert rates.joint.model_dump() == {
+        "backbone": 3e-5,
+        "add_on": 3e-3,
+        "prototypes": 3e-3,
+        "last_layer": 0.0,
+    }
+    assert rates.last_layer.last_layer == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "warm", "joint", "last_layer"),
+    [
+        ("paper", (0, 3e-3, 3e-3, 0), (1e-4, 3e-3, 3e-3, 0), (0, 0, 0, 1e-4)),
+        ("hoffmann", (0, 3e-3, 3e-3, 0), (1e-4, 3e-3, 3e-3, 0), (0, 0, 0, 1e-4)),
+        ("demo", (4e-3, 0, 0, 0), (3e-4, 3e-3, 3e-3, 0), (0, 0, 0, 1e-3)),
+        ("cub80", (4e-3, 0, 0, 0), (3e-4, 3e-3, 3e-3, 0), (0, 0, 0, 1e-3)),
+    ],
+)
+def test_the_rates_of_every_recipe(
+    recipe: str,
+    warm: tuple[float, ...],
+    joint: tuple[float, ...],
+    last_layer: tuple[float, ...],
+) -> None:
+    optimizer = load_settings(recipe).training.optimizer
+    for stage, rates in (("warm", warm), ("joint", joint), ("last_layer", last_layer)):
+        assert tuple(getattr(optimizer, stage).model_dump().values()) == rates
+
+
 def test_a_file_starts_from_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('recipe = "hoffmann"\n[training]\nbatch_size = 7\n')
@@ -89,6 +128,8 @@ OVERRIDES = {
     "data.size=[1,2,3]": "data.size = [1, 2, 3] is not allowed: must be a number of pixels, or",
     "data.size=3": "data.size: images must be at least 16 pixels",
     "training.losses.class_weights=some": "must be 'none', 'balanced', or a list",
+    "training.losses.class_weights=[1, 0]": "a list with a number above 0 per class",
+    "training.losses.class_weights=[1, -2.5]": "a list with a number above 0 per class",
     "training.augmentation.rotation=90": "training.augmentation.rotation: rotation must be in 0",
     "model.metric=cosine": "model.similarity: model.metric cosine allows similarity linear only",
     "data.train_per_class=3": "data.train_per_class: belongs to data.kind birds, not cub",

@@ -1,0 +1,51 @@
+"""Which images a run has seen, as checksums in its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from protofast.data import ImageSet, Splits
+from protofast.errors import DataError
+
+_CALLED = {"train": "training", "project": "projection", "test": "test"}
+
+
+def checksum(images: ImageSet) -> str:
+    """Of the names and labels of an image set, in its order; the pixels are not looked at."""
+    said = json.dumps([images.names, images.labels.tolist(), images.classes])
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def checksums(data: Splits) -> dict[str, str]:
+    """The checksum of each set, by its name."""
+    return {name: checksum(getattr(data, name)) for name in _CALLED}
+
+
+def other_images(known: Mapping[str, str], **sets: ImageSet) -> str | None:
+    """What to say of sets that are others than those that a run was trained and tested on.
+
+    Args:
+        known: From the run's checkpoint.
+        sets: By name: ``train``, ``project``, ``test``, or some of them.
+    """
+    others = [
+        _CALLED[name]
+        for name, images in sets.items()
+        if name in known and known[name] != checksum(images)
+    ]
+    if not others:
+        return None
+    return f"the {' and '.join(others)} images are others than the run's: names or labels differ"
+
+
+def check_images(known: Mapping[str, str], data: Splits) -> None:
+    """Makes sure that the data are those of a run.
+
+    Raises:
+        DataError: They are not.
+    """
+    others = other_images(known, train=data.train, project=data.project, test=data.test)
+    if others:
+        raise DataError(f"{others}; restore the data that the run was trained on")
