@@ -7,6 +7,9 @@ message alone and exits with a non-zero code; everything else that is raised (``
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 
 class ProtofastError(Exception):
     """Base class of the errors below; ``str(error)`` is one line that a user can act on."""
@@ -30,3 +33,12 @@ class RunFolderError(ProtofastError):
 
 class InstallError(ProtofastError):
     """Something that this step needs is not installed."""
+
+
+def command_line(*words: str | Path) -> str:
+    """What to type for a command of protofast, quoted where the shell needs it.
+
+    >>> command_line("train", "--resume", Path("my runs/a"))
+    "protofast train --resume 'my runs/a'"
+    """
+    return shlex.join(["protofast", *map(str, words)])

@@ -1,11 +1,10 @@
 """How what went wrong becomes one line on standard error and an exit code."""
 
 import errno
-import shlex
 from pathlib import Path
 
 from protofast.cli.console import EXIT_FAILED, EXIT_USAGE
-from protofast.errors import DataError, ProtofastError, SettingsError
+from protofast.errors import DataError, ProtofastError, SettingsError, command_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HINTS = {
@@ -33,7 +32,7 @@ class UnfinishedRunError(ProtofastError):
 
 def resume_command(folder: Path) -> str:
     """What to type to go on with a run."""
-    return f"protofast train --resume {shlex.quote(str(folder))}"
+    return command_line("train", "--resume", folder)
 
 
 def is_expected(error: BaseException) -> bool:

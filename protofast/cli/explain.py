@@ -1,6 +1,5 @@
 """`protofast explain` and `protofast report`."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from protofast.cli.console import EXIT_FAILED, print_error, print_path
 from protofast.cli.options import Checkpoint, Device, Run, Threads, choose_device
+from protofast.errors import command_line
 
 SAMPLES, SEED = 12, 0  # of the predictions of a run
 
@@ -109,8 +109,7 @@ def report(run: Run) -> int:
 
 def _remedy(problem: str, run: Path) -> str:
     """How to make a damaged part of a run anew, where that is possible."""
-    folder = shlex.quote(str(run))
     for part, command in (("evaluation/", "evaluate"), ("explanations/", "explain")):
         if problem.startswith(part):
-            return f"; make it anew with: protofast {command} {folder}"
+            return f"; make it anew with: {command_line(command, run)}"
     return ""

@@ -85,7 +85,7 @@ def train(
 
     if resume is not None:
         settings, folder = _resumed(recipe, data, out, resume, overrides), resume
-    elif recipe is None:
+    elif not recipe:
         raise SettingsError(
             f"which recipe? Give one of {', '.join(RECIPES)}, a TOML file, or --resume RUN"
         )

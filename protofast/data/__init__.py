@@ -8,7 +8,7 @@ from protofast.data.cub import open_cub
 from protofast.data.decode import decode_image, load_image, resize_image
 from protofast.data.folders import open_folders
 from protofast.data.image_set import FileImageSet, ImageSet, MemoryImageSet, Sample, Splits
-from protofast.data.leaks import Leak, check_leaks
+from protofast.data.leaks import Leak, check_leaks, describe_leaks
 
 __all__ = [
     "PARTS",
@@ -25,6 +25,7 @@ __all__ = [
     "Splits",
     "check_leaks",
     "decode_image",
+    "describe_leaks",
     "load_image",
     "open_birds",
     "open_cars",

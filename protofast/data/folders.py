@@ -12,12 +12,13 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from protofast.data.decode import IMAGE_SUFFIXES, Resize
-from protofast.data.groups import GroupTable, read_groups, split_groups
+from protofast.data.groups import GroupTable, Row, read_groups, split_groups
 from protofast.data.image_set import FileEntry, FileImageSet, Splits, square
 from protofast.data.index_files import require_folder, require_images
 from protofast.data.randomness import hash_keys
@@ -35,6 +36,7 @@ def open_folders(
     size: tuple[int, int] | int | None,
     channels: int = 3,
     groups: str | Path | None = None,
+    allow_shared_groups: bool = False,
     test_fraction: float = 0.2,
     seed: int = 0,
     resize: Resize = "stretch",
@@ -50,7 +52,8 @@ def open_folders(
         channels: 1 or 3.
         groups: A CSV file with a line per image: ``path`` (relative to root; or ``file``),
             ``group`` and optionally ``split`` (train or test). All images of a group (say, of a
-            patient) then land on one side.
+            patient) then land on one side. Where the folders give the sides, ``split`` must agree.
+        allow_shared_groups: Let groups be on both sides where the folders or the CSV file say so.
         test_fraction: Share of each class that becomes test images where nothing else decides.
         seed: Chooses among the possible splits. An image keeps its place when others are added as
             far as the fraction allows.
@@ -70,14 +73,20 @@ def open_folders(
     pair = _given_sides(folder, None if test_root is None else Path(test_root))
     if pair is None:
         classes, entries = _scan(folder, folder, None)
-        entries = _with_groups(entries, table, folder)
-        sides, how = _split(entries, classes, table, test_fraction, seed, folder)
+        rows = {} if table is None else table.match([(folder, entries)])
+        entries = _with_groups(entries, rows)
+        sides, how = _split(entries, classes, table, rows, test_fraction, seed, folder)
     else:
         classes, train = _scan(pair[0], folder, None)
         _, test = _scan(pair[1], folder if test_root is None else pair[1], classes)
-        sides = (_with_groups(train, table, folder), _with_groups(test, table, folder))
+        rows = {} if table is None else table.match([(pair[0], train), (pair[1], test)])
+        if table is not None:
+            _require_same_sides(table, rows, train, test)
+        sides = (_with_groups(train, rows), _with_groups(test, rows))
         how = f"split as in the folders {pair[0].name} and {pair[1].name}"
     _check_sides(sides, classes, folder)
+    if not allow_shared_groups:
+        _refuse_shared_groups(sides, folder)
     text = f"class folders in {folder.name}, {how}"
     train_set, test_set = (
         FileImageSet(
@@ -101,12 +110,18 @@ def _given_sides(folder: Path, test_root: Path | None) -> tuple[Path, Path] | No
     if inside >= set(_SIDES):
         for side in _SIDES:
             require_folder(folder / side, "one folder of images per class")
+        unused = sorted(name for name in inside - set(_SIDES) if not _is_hidden(name))
+        if unused:
+            warnings.warn(
+                f"{folder}: images in {', '.join(unused)} are not used, only those in train and "
+                "test",
+                stacklevel=3,
+            )
         return folder / "train", folder / "test"
     if inside and inside <= {*_SIDES, *_OTHER_SIDES}:
         raise DataError(
             f"{folder}: holds {', '.join(sorted(inside))}; expected train/ and test/, or one "
-            "folder per "
-            "class; name the two folders to use as root and test_root"
+            "folder per class; name the two folders to use as root and test_root"
         )
     return None
 
@@ -114,9 +129,7 @@ def _given_sides(folder: Path, test_root: Path | None) -> tuple[Path, Path] | No
 def _scan(side: Path, root: Path, known: Sequence[str] | None) -> tuple[list[str], list[FileEntry]]:
     """The classes in a folder of class folders and their images, both sorted by name."""
     folders = sorted(
-        entry.name
-        for entry in os.scandir(side)
-        if entry.is_dir() and not entry.name.startswith((".", "__"))
+        entry.name for entry in os.scandir(side) if entry.is_dir() and not _is_hidden(entry.name)
     )
     if not folders:
         raise DataError(f"{side}: has no folders in it; expected one folder of images per class")
@@ -140,17 +153,27 @@ def _scan(side: Path, root: Path, known: Sequence[str] | None) -> tuple[list[str
     return classes, entries
 
 
+def _is_hidden(folder: str) -> bool:
+    """What thumbnailers, archivers and editors leave: .thumbnails, __MACOSX and the like."""
+    return folder.startswith((".", "__"))
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
+
+
 def _images_below(folder: Path) -> list[Path]:
     """The image files below a folder, sorted; one that is linked into itself is entered once."""
     found: list[Path] = []
     other = None
     visited: set[str] = set()
-    for place, inside, files in os.walk(folder, followlinks=True):
+    for place, inside, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(place)
         if real in visited:
             inside.clear()
             continue
         visited.add(real)
+        inside[:] = sorted(name for name in inside if not _is_hidden(name))
         for file in files:
             if file.startswith("."):
                 continue
@@ -167,31 +190,45 @@ def _images_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _with_groups(
-    entries: list[FileEntry], table: GroupTable | None, folder: Path
-) -> list[FileEntry]:
-    if table is None:
+def _with_groups(entries: list[FileEntry], rows: dict[Path, Row]) -> list[FileEntry]:
+    if not rows:
         return entries
-    return [
-        FileEntry(entry.path, entry.name, entry.label, None, table.group(entry, folder))
-        for entry in entries
-    ]
+    return [replace(entry, group=rows[entry.path].group) for entry in entries]
+
+
+def _require_same_sides(
+    table: GroupTable, rows: dict[Path, Row], train: list[FileEntry], test: list[FileEntry]
+) -> None:
+    """A CSV file may repeat what the folders say of the sides, not contradict it."""
+    for side, entries in zip(_SIDES, (train, test), strict=True):
+        for entry in entries if table.has_split else ():
+            row = rows[entry.path]
+            if row.test != (side == "test"):
+                raise DataError(
+                    f"{table.file}, line {row.line}: {entry.name} is said to be a "
+                    f"{_SIDES[bool(row.test)]} image, but lies in the folder of the {side} images; "
+                    "correct the line, move the image, or leave the column split out"
+                )
 
 
 def _split(
     entries: list[FileEntry],
     classes: list[str],
     table: GroupTable | None,
+    rows: dict[Path, Row],
     fraction: float,
     seed: int,
     folder: Path,
 ) -> tuple[tuple[list[FileEntry], list[FileEntry]], str]:
     """Training and test images, and how they were chosen."""
     if table is not None and table.has_split:
-        chosen = [table.is_test(entry, folder) for entry in entries]
+        chosen = [bool(rows[entry.path].test) for entry in entries]
         how = f"split as in {table.file.name}"
     elif table is not None:
-        chosen = split_groups(entries, classes, fraction, seed)
+        try:
+            chosen = split_groups(entries, classes, fraction, seed)
+        except DataError as error:
+            raise DataError(f"{table.file}: {error}") from None
         count = len({entry.group for entry in entries})
         how = f"{count} groups, none on both sides, seed {seed}"
     else:
@@ -223,8 +260,7 @@ def _stratified(
         if counts[label] < 2:
             raise DataError(
                 f"{folder}: class {name!r} has one image, which cannot be both for training and "
-                "for "
-                "testing; add images, or remove the class"
+                "for testing; add images, or remove the class"
             )
         left[label] = min(counts[label] - 1, max(1, round(counts[label] * fraction)))
     chosen = [False] * len(entries)
@@ -238,7 +274,7 @@ def _stratified(
 def _check_sides(
     sides: tuple[list[FileEntry], list[FileEntry]], classes: list[str], folder: Path
 ) -> None:
-    """Every class needs a training image; a group may be on one side only."""
+    """Every class needs a training image, and should have a test image."""
     counts = [Counter(entry.label for entry in side) for side in sides]
     require_images([counts[0][k] for k in range(len(classes))], classes, folder, "training")
     if not sides[1]:
@@ -250,11 +286,13 @@ def _check_sides(
             + (f", nor have {len(untested) - 1} others" if len(untested) > 1 else ""),
             stacklevel=3,
         )
-    if sides[0][0].group is not None:
-        both = {entry.group for entry in sides[0]} & {entry.group for entry in sides[1]}
-        if both:
-            raise DataError(
-                f"{folder}: group {min(str(group) for group in both)!r} is both in the training "
-                "and in "
-                f"the test images ({len(both)} such groups); a group must be on one side"
-            )
+
+
+def _refuse_shared_groups(sides: tuple[list[FileEntry], list[FileEntry]], folder: Path) -> None:
+    train, test = ({entry.group for entry in side if entry.group is not None} for side in sides)
+    both = sorted(train & test)
+    if both:
+        raise DataError(
+            f"{folder}: group {both[0]!r} is both in the training and in the test images "
+            f"({len(both)} such groups); a group must be on one side"
+        )

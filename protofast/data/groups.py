@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +25,12 @@ _SWEEPS = 20
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """A line of a CSV file on groups."""
+
     line: int
     group: str
-    test: bool | None
+    test: bool | None  # None: the file does not say
 
 
 @dataclass(frozen=True)
@@ -40,26 +44,43 @@ class GroupTable:
     """
 
     file: Path
-    rows: dict[str, _Row]
+    rows: dict[str, Row]
     has_split: bool
 
-    def group(self, entry: FileEntry, root: Path) -> str:
-        """The group of an image."""
-        return self._row(entry, root).group
+    def match(self, sides: Sequence[tuple[Path, Sequence[FileEntry]]]) -> dict[Path, Row]:
+        """The line of each image, by its path.
 
-    def is_test(self, entry: FileEntry, root: Path) -> bool:
-        """Whether an image is a test image."""
-        return bool(self._row(entry, root).test)
+        An image is looked up by its whole path, by the name of its root folder and its path below
+        it, by that path alone, and by its file name if no other image has it.
 
-    def _row(self, entry: FileEntry, root: Path) -> _Row:
-        for name in (entry.name, entry.path.as_posix(), entry.path.name):
-            if name in self.rows:
-                return self.rows[name]
-        raise DataError(
-            f"{self.file}: no line for the image {entry.name} of {root}; paths are looked up "
-            "relative to "
-            "that folder, then by file name"
-        )
+        Args:
+            sides: Root folders with the images below them.
+
+        Raises:
+            DataError: There is no line for an image, or one line fits two.
+        """
+        alike = Counter(entry.path.name for _, entries in sides for entry in entries)
+        found: dict[Path, Row] = {}
+        images: dict[str, Path] = {}
+        for root, entries in sides:
+            for entry in entries:
+                below = entry.path.relative_to(root).as_posix()
+                names = [entry.path.absolute().as_posix(), entry.path.as_posix()]
+                names += [f"{root.absolute().name}/{below}", entry.name, below, entry.path.name]
+                name = next((name for name in names if name in self.rows), None)
+                if name is None:
+                    raise DataError(
+                        f"{self.file}: no line for the image {entry.name} of {root}; paths are "
+                        "looked up relative to that folder, then by file name"
+                    )
+                several = name == entry.path.name and alike[name] > 1
+                if several or images.setdefault(name, entry.path) != entry.path:
+                    raise DataError(
+                        f"{self.file}, line {self.rows[name].line}: {name} fits several images "
+                        f"({entry.path} is one); give more of the path"
+                    )
+                found[entry.path] = self.rows[name]
+        return found
 
 
 def read_groups(file: Path) -> GroupTable:
@@ -73,7 +94,7 @@ def read_groups(file: Path) -> GroupTable:
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
     try:
         columns = [name.strip().lower() for name in next(reader, [])]
         place = next((columns.index(name) for name in ("path", "file") if name in columns), None)
@@ -107,7 +128,7 @@ def _parse(
     places: tuple[int, int, int | None],
     file: Path,
     line: int,
-) -> tuple[str, _Row]:
+) -> tuple[str, Row]:
     if len(fields) != len(columns):
         raise DataError(
             f"{file}, line {line}: expected {len(columns)} fields ({', '.join(columns)}), got "
@@ -118,11 +139,11 @@ def _parse(
     if not name or not group:
         raise DataError(f"{file}, line {line}: the {'group' if name else 'path'} is empty")
     if places[2] is None:
-        return name, _Row(line, group, None)
+        return name, Row(line, group, None)
     split = fields[places[2]].strip().lower()
     if split not in ("train", "test"):
         raise DataError(f"{file}, line {line}: split must be train or test, got {split!r}")
-    return name, _Row(line, group, split == "test")
+    return name, Row(line, group, split == "test")
 
 
 def split_groups(
@@ -159,10 +180,8 @@ def split_groups(
         if not 0 < tested[label] < total[label]:
             raise DataError(
                 f"class {name!r} cannot be on both sides of a split that keeps groups together: "
-                "its "
-                f"{int((counts[:, label] > 0).sum())} groups are needed by other classes; add "
-                "groups, or "
-                "give the split in the CSV file"
+                f"its {int((counts[:, label] > 0).sum())} groups are needed by other classes; add "
+                "groups, or give the split in the CSV file"
             )
     return [bool(test[position[str(entry.group)]]) for entry in entries]
 
@@ -175,10 +194,8 @@ def _require_two_groups(
         if len(groups) < 2:
             raise DataError(
                 f"class {name!r} has images of one group only ({names[groups[0]]!r}), so it cannot "
-                "be "
-                "trained and tested without that group on both sides; add images of another group, "
-                "or "
-                "remove the class"
+                "be trained and tested without that group on both sides; add images of another "
+                "group, or remove the class"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from protofast.data.image_set import ImageSet
 from protofast.errors import DataError
 
 Kind = Literal["file", "bytes", "pixels", "group"]
-_KINDS: tuple[Kind, ...] = ("file", "bytes", "pixels", "group")
+KINDS: tuple[Kind, ...] = ("file", "bytes", "pixels", "group")
 _MEANING = {
     "file": "is the same file as",
     "bytes": "has the same content as",
@@ -51,15 +51,16 @@ def check_leaks(
             sides are in memory; True decodes every image, which takes as long as an epoch.
 
     Returns:
-        For each test image its first partner of each kind; a pair is listed under the first kind
+        For each test image its first partner of each kind (:func:`describe_leaks` puts them in
+        words); a pair is listed under the first kind
         that applies, in the order file, bytes, pixels, group, and a group is listed once.
 
     Raises:
         DataError: There is a leak of a kind that is not allowed; the message names it.
     """
-    unknown = set(allow) - set(_KINDS)
+    unknown = set(allow) - set(KINDS)
     if unknown:
-        raise ValueError(f"allow may hold {', '.join(_KINDS)}, got {sorted(unknown)[0]!r}")
+        raise ValueError(f"allow may hold {', '.join(KINDS)}, got {sorted(unknown)[0]!r}")
     leaks = _file_leaks(train, test)
     in_memory = all(isinstance(getattr(side, "pixels", None), Tensor) for side in (train, test))
     if pixels or (pixels is None and in_memory):
@@ -73,12 +74,16 @@ def check_leaks(
     leaks += _group_leaks(train, test)
     forbidden = [leak for leak in leaks if leak.kind not in allow]
     if forbidden:
-        raise DataError(_message(forbidden))
+        kinds = tuple(sorted({leak.kind for leak in forbidden}, key=KINDS.index))
+        raise DataError(
+            f"{describe_leaks(forbidden)}; remove one of each, or allow it with allow={kinds!r}"
+        )
     return leaks
 
 
-def _message(leaks: list[Leak]) -> str:
-    kinds = sorted({leak.kind for leak in leaks}, key=_KINDS.index)
+def describe_leaks(leaks: Sequence[Leak]) -> str:
+    """What overlaps, with an example of each kind; ``leaks`` must not be empty."""
+    kinds = sorted({leak.kind for leak in leaks}, key=KINDS.index)
     examples = []
     for kind in kinds:
         of_kind = [leak for leak in leaks if leak.kind == kind]
@@ -88,10 +93,7 @@ def _message(leaks: list[Leak]) -> str:
             what += f" ({first.detail!r})"
         more = f" and {len(of_kind) - 1} more like it" if len(of_kind) > 1 else ""
         examples.append(what + more)
-    return (
-        f"training and test data overlap: {'; '.join(examples)}; "
-        f"remove one of each, or allow it with allow={tuple(kinds)!r}"
-    )
+    return f"training and test data overlap: {'; '.join(examples)}"
 
 
 def _pairs(

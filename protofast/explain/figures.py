@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from protofast.errors import RunFolderError, SettingsError
+from protofast.errors import RunFolderError, SettingsError, command_line
 from protofast.explain.files import FOLDER, Json, read_summary
 from protofast.explain.local import Box, ClassExplanation, Explanation, Term
 from protofast.explain.pictures import coloured, picture
@@ -105,7 +105,9 @@ def save_prototype_figure(
     path, folder = _checked(path), Path(run_folder)
     summary = read_summary(folder)
     if summary is None:
-        raise RunFolderError(f"{folder}: not explained yet; do it with: protofast explain {folder}")
+        raise RunFolderError(
+            f"{folder}: not explained yet; do it with: {command_line('explain', folder)}"
+        )
     if not 0 <= prototype < len(summary["prototypes"]):
         raise SettingsError(
             f"prototype {prototype}: the run has prototypes 0 to {len(summary['prototypes']) - 1}"

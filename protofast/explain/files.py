@@ -52,7 +52,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from protofast.errors import RunFolderError
+from protofast.errors import RunFolderError, command_line
 from protofast.files import sync_folder, write_atomically
 
 FOLDER = "explanations"
@@ -142,13 +142,13 @@ def read_summary(run_folder: Path) -> Json | None:
     except (ValueError, UnicodeDecodeError) as error:
         raise RunFolderError(
             f"{path}: not readable as JSON ({error}); "
-            f"make it again with: protofast explain {run_folder}"
+            f"make it again with: {command_line('explain', run_folder)}"
         ) from error
     if not isinstance(summary, dict) or summary.get("format") != FORMAT:
         found = summary.get("format") if isinstance(summary, dict) else None
         raise RunFolderError(
             f"{path}: format {found}, this version of protofast reads {FORMAT}; "
-            f"make it again with: protofast explain {run_folder}"
+            f"make it again with: {command_line('explain', run_folder)}"
         )
     return summary
 

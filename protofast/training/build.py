@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from protofast.data import Splits, check_leaks, open_birds, open_cars, open_cub, open_folders
+from protofast.data import (
+    Splits,
+    check_leaks,
+    describe_leaks,
+    open_birds,
+    open_cars,
+    open_cub,
+    open_folders,
+)
+from protofast.data.leaks import KINDS
 from protofast.errors import DataError, SettingsError
 from protofast.models import ProtoPNet, build_backbone
 from protofast.training.settings import DataSettings, LossSettings, ModelSettings
@@ -44,10 +54,12 @@ def build_data(
 
 
 def _refuse_leaks(splits: Splits) -> None:
-    try:
-        check_leaks(splits.train, splits.test)
-    except DataError as error:
-        raise DataError(f"{error} (to train nevertheless: --set data.leaks=allow)") from error
+    leaks = check_leaks(splits.train, splits.test, allow=KINDS)
+    if leaks:
+        raise DataError(
+            f"{describe_leaks(leaks)}; remove one of each, or train nevertheless with the setting "
+            "data.leaks=allow"
+        )
 
 
 def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int) -> ProtoPNet:
@@ -60,7 +72,7 @@ def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int
     if settings.weights == "none":
         weights = None
     elif settings.weights != "imagenet":
-        weights = Path(settings.weights)
+        weights = Path(os.path.expanduser(settings.weights))
     backbone = build_backbone(settings.backbone, num_channels=data.channels, weights=weights)
     try:
         return ProtoPNet(
@@ -102,10 +114,7 @@ def build_class_weights(
 
 def _birds(settings: DataSettings, progress: Progress | None, threads: int) -> Splits:
     classes = settings.classes
-    if isinstance(classes, tuple):
-        raise SettingsError("data.classes: rendered birds take a number of classes, not names")
-    if settings.channels != 3:
-        raise SettingsError("data.channels: rendered birds have 3 channels")
+    assert not isinstance(classes, tuple)  # the settings see to it
     return open_birds(
         classes=10 if classes is None else classes,
         train_per_class=settings.train_per_class or 60,
@@ -143,6 +152,7 @@ def _files(settings: DataSettings) -> Splits:
         size=settings.image_size,
         channels=settings.channels,
         groups=settings.groups,
+        allow_shared_groups=settings.leaks == "allow",
         test_fraction=0.2 if fraction is None else fraction,
         seed=settings.split_seed or 0,
     )

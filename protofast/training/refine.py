@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from protofast.data import Batches, ImageSet, Splits
-from protofast.errors import SettingsError
+from protofast.errors import SettingsError, command_line
 from protofast.losses import classification_loss, last_layer_l1
 from protofast.models import ProtoPNet
 from protofast.projection import project_prototypes
@@ -103,7 +103,7 @@ def prune_run(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Refined:
-    """Prunes a checkpoint's prototypes (PROTOCOLS 1.6), then trains the last layer.
+    """Prunes a checkpoint's prototypes by ProtoPNet's rule, then trains the last layer.
 
     Args:
         folder: The run.
@@ -125,7 +125,7 @@ def prune_run(
         if not rows:
             raise SettingsError(
                 f"the prototypes of this checkpoint were never projected, so there is no telling "
-                f"what they show; project them first: protofast project {folder.path}"
+                f"what they show; project them first: {command_line('project', folder.path)}"
             )
         with warnings.catch_warnings():
             # The result names the classes.

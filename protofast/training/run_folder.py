@@ -29,7 +29,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from protofast.errors import CheckpointError, DataError, RunFolderError, SettingsError
+from protofast.errors import (
+    CheckpointError,
+    DataError,
+    RunFolderError,
+    SettingsError,
+    command_line,
+)
 from protofast.files import sync_folder, write_atomically
 from protofast.models import ProtoPNet
 from protofast.training.checkpoint import load_checkpoint, save_checkpoint
@@ -95,8 +101,9 @@ class RunFolder:
         path = Path(path)
         if path.is_dir() and (path / "settings.toml").exists():
             raise RunFolderError(
-                f"{path} already holds a run; go on with it (protofast train --resume {path}), or "
-                "choose another folder for a new one (--out)"
+                f"{path} already holds a run; go on with it "
+                f"({command_line('train', '--resume', path)}), or choose another folder for a new "
+                "one (--out)"
             )
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise RunFolderError(

@@ -1,18 +1,19 @@
 """Everything a run depends on, as frozen objects; written to the run folder as ``settings.toml``.
 
-The defaults are those of ProtoPNet's released code (Chen et al. 2019; PROTOCOLS 1.3 and 1.4), so
-the recipe ``paper`` states them again rather than changing them. Unknown keys are errors. See
+The defaults are those of ProtoPNet's released code (Chen et al. 2019; its settings.py and main.py),
+so the recipe ``paper`` states them again rather than changing them. Unknown keys are errors. See
 :mod:`protofast.training.settings_file` for reading, writing and overriding.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from protofast.data import Augmentation
+from protofast.data import Augmentation, birds
 
 
 def _tuple_from_list(value: Any) -> Any:
@@ -24,6 +25,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Positives = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_list)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Location = Annotated[str, AfterValidator(os.path.expanduser)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -59,7 +62,8 @@ class DataSettings(_Frozen):
     Attributes:
         kind: ``birds`` (rendered, needs no files), ``cub`` (CUB-200-2011's layout), ``cars``
             (Stanford Cars' layout), ``folders`` (one folder per class).
-        root: Folder of the data set; ``birds`` needs none.
+        root: Folder of the data set; ``birds`` needs none. A relative one, here and below, counts
+            from the folder in which training is started.
         test_root: ``folders``: folder of the test images, if they are apart.
         size: Height and width of the images in pixels, or one number for both.
         channels: 3, or 1 for grey images.
@@ -78,8 +82,8 @@ class DataSettings(_Frozen):
     """
 
     kind: Literal["birds", "cub", "cars", "folders"] = "birds"
-    root: str | None = None
-    test_root: str | None = None
+    root: Location | None = None
+    test_root: Location | None = None
     size: Count | Pair = Field(default=224, description="a number of pixels, or [height, width]")
     channels: Literal[1, 3] = 3
     classes: Count | Names | None = Field(
@@ -87,11 +91,11 @@ class DataSettings(_Frozen):
     )
     train_per_class: Count | None = None
     test_per_class: Count | None = None
-    render_seed: int | None = None
+    render_seed: Seed | None = None
     crop: bool | None = None
-    groups: str | None = None
+    groups: Location | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    split_seed: int | None = None
+    split_seed: Seed | None = None
     leaks: Literal["refuse", "allow"] = "refuse"
     in_memory: bool = True
 
@@ -111,7 +115,21 @@ class DataSettings(_Frozen):
             raise wrong("root", f"data.kind {self.kind} needs the folder of the data set")
         if min(self.image_size) < 16:
             raise wrong("size", "images must be at least 16 pixels high and wide")
+        if self.kind == "birds":
+            self._can_be_rendered()
+        elif self.classes == 1 or (isinstance(self.classes, tuple) and len(self.classes) < 2):
+            raise wrong("classes", "at least two classes are needed")
         return self
+
+    def _can_be_rendered(self) -> None:
+        if max(self.image_size) > birds.MAX_SIZE:
+            raise wrong("size", f"birds are rendered at {birds.MAX_SIZE} pixels at most")
+        if isinstance(self.classes, tuple):
+            raise wrong("classes", "rendered birds take a number of classes, not names")
+        if self.classes is not None and not 2 <= self.classes <= birds.MAX_CLASSES:
+            raise wrong("classes", f"there are 2 to {birds.MAX_CLASSES} classes of rendered birds")
+        if self.channels != 3:
+            raise wrong("channels", "rendered birds have 3 channels")
 
 
 class ModelSettings(_Frozen):
@@ -336,7 +354,7 @@ class TrainingSettings(_Frozen):
         tensorboard: Write TensorBoard files as well.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Count = 80
     test_batch_size: Count = 100
     project_batch_size: Count = 75

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from protofast.data import Splits
-from protofast.errors import CheckpointError, ProtofastError, SettingsError
+from protofast.errors import CheckpointError, SettingsError
 from protofast.files import write_atomically
 from protofast.models import ProtoPNet
 from protofast.training.build import build_data, build_model
@@ -178,10 +178,10 @@ def check_changes(folder: RunFolder, settings: Settings, *, allow: bool) -> list
 
 @contextlib.contextmanager
 def _removed_if_refused(fabric: Fabric, folder: RunFolder, resume: bool) -> Iterator[None]:
-    """Takes a new run's folder away again if its settings or data turn out to be impossible."""
+    """Takes a new run's folder away again if it cannot even begin, for whatever reason."""
     try:
         yield
-    except ProtofastError:
+    except Exception:
         if not resume and fabric.is_global_zero:
             shutil.rmtree(folder.path, ignore_errors=True)
         raise

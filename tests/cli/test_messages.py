@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from protofast.cli.errors import (
     one_line,
     resume_command,
 )
-from protofast.errors import DataError, SettingsError
+from protofast.errors import DataError, RunFolderError, SettingsError
+from protofast.explain import save_prototype_figure
+from protofast.training import RunFolder
 
 
 def _os_error(number: int, file: str | None = None) -> OSError:
@@ -86,6 +90,21 @@ def test_a_stopped_run_says_how_it_goes_on() -> None:
         "x: damaged; copy it again; once that is mended, go on with: "
         "protofast train --resume 'my runs/a'"
     )
+
+
+def test_commands_in_messages_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "my run's"
+    (run / "explanations").mkdir(parents=True)
+    quoted = shlex.quote(str(run))
+    with pytest.raises(RunFolderError, match=re.escape(f"protofast explain {quoted}")):
+        save_prototype_figure(tmp_path / "figure.png", run, 0)
+    for text in ("{", '{"format": 99}'):
+        (run / "explanations" / "summary.json").write_text(text)
+        with pytest.raises(RunFolderError, match=re.escape(f"protofast explain {quoted}")):
+            save_prototype_figure(tmp_path / "figure.png", run, 0)
+    (run / "settings.toml").touch()
+    with pytest.raises(RunFolderError, match=re.escape(f"(protofast train --resume {quoted})")):
+        RunFolder.check_free(run)
 
 
 @pytest.mark.parametrize(

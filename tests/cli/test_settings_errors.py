@@ -1,5 +1,7 @@
 """Settings that are not allowed: one line that says where, what and what instead."""
 
+from pathlib import Path
+
 import pytest
 from commands import Place, command
 
@@ -52,7 +54,40 @@ def test_a_file_of_settings(place: Place, old: str, new: str, said: str) -> None
     assert said in answer.error
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.size=2000", "data.size: birds are rendered at 1024 pixels at most"),
+        ("data.classes=1", "data.classes: there are 2 to 500 classes of rendered birds"),
+        ("data.classes=501", "data.classes: there are 2 to 500 classes of rendered birds"),
+        ('data.classes=["wren"]', "data.classes: rendered birds take a number of classes"),
+        ("data.channels=1", "data.channels: rendered birds have 3 channels"),
+        ("data.render_seed=99999999999999999999999", "data.render_seed = 99999999999999999999999"),
+        ("training.seed=99999999999999999999999", "must be less than 9223372036854775808"),
+        ("training.seed=-99999999999999999999999", "must be greater than or equal to -92233720"),
+    ],
+)
+def test_what_the_demo_cannot_do(tmp_path: Path, override: str, said: str) -> None:
+    answer = command("demo", "--out", tmp_path / "new", "--set", override)
+    assert answer.code == 2
+    assert said in answer.error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_single_class_of_photographs() -> None:
+    answer = command("train", "paper", "--set", "data.classes=1")
+    assert answer.code == 2
+    assert "data.classes: at least two classes are needed" in answer.error
+
+
+def test_home_in_the_place_of_the_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    answer = command("train", "paper", "--set", "data.root=~/images")
+    assert answer.error.startswith(f"{tmp_path}/images: no such folder")
+
+
 def test_recipes() -> None:
+    assert "which recipe?" in command("train", "").error
     assert "did you mean hoffmann?" in command("train", "hofmann").error
     for arguments in (("train",), ("train", "nothing-like-it")):
         assert all(name in command(*arguments).error for name in RECIPES)

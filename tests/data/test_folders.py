@@ -110,6 +110,8 @@ def test_nested_folders_odd_names_and_other_files(tmp_path: Path, write_picture:
     write_picture(tmp_path / "c" / "2.bmp", 4)
     write_picture(tmp_path / ".hidden" / "1.png", 5)
     write_picture(tmp_path / "__MACOSX" / "1.png", 6)
+    write_picture(tmp_path / "c" / ".thumbnails" / "1.png", 7)
+    write_picture(tmp_path / "c" / "__MACOSX" / "2.bmp", 8)
     (tmp_path / "c" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "c" / "._1.png").write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("x")
@@ -180,7 +182,9 @@ def test_groups_stay_together(classes_folder: Path, tmp_path: Path, separator: s
 def test_a_class_of_one_patient(classes_folder: Path, tmp_path: Path) -> None:
     rows = [(path, "p1" if path.startswith("emu") else group)
             for path, group in patients(classes_folder)]  # fmt: skip
-    with pytest.raises(DataError, match=r"class 'emu' has images of one group only \('p1'\)"):
+    with pytest.raises(
+        DataError, match=r"g\.csv: class 'emu' has images of one group only \('p1'\)"
+    ):
         open_folders(classes_folder, size=8, groups=write_csv(tmp_path / "g.csv", rows))
 
 
@@ -209,6 +213,94 @@ def test_groups_across_given_folders(tmp_path: Path, write_picture: Write) -> No
     rows[3] = ("test/a/00.png", "2")
     with pytest.raises(DataError, match="group '2' is both"):
         open_folders(root, size=8, groups=write_csv(table, rows))
+
+
+def test_groups_on_both_sides_may_be_allowed(tmp_path: Path, write_picture: Write) -> None:
+    for side in ("train", "test"):
+        fill(tmp_path / "data" / side, write_picture, {"a": 1, "b": 1})
+    rows = [("path", "group"), *((f"{side}/{name}/00.png", name)
+            for side in ("train", "test") for name in "ab")]  # fmt: skip
+    table = write_csv(tmp_path / "g.csv", rows)
+    splits = open_folders(tmp_path / "data", size=8, groups=table, allow_shared_groups=True)
+    assert splits.train.groups == splits.test.groups == ["a", "b"]
+    with pytest.raises(DataError, match=r"group 'a' is both .*\(2 such groups\)"):
+        open_folders(tmp_path / "data", size=8, groups=table)
+
+
+def test_a_split_that_contradicts_the_folders(tmp_path: Path, write_picture: Write) -> None:
+    root = tmp_path / "data"
+    for side in ("train", "test"):
+        fill(root / side, write_picture, {"a": 1, "b": 1})
+    rows = [("path", "group", "split"), ("train/a/00.png", "1", "train"),
+            ("train/b/00.png", "2", "train"), ("test/a/00.png", "3", "test"),
+            ("test/b/00.png", "4", "test")]  # fmt: skip
+    table = tmp_path / "g.csv"
+    assert len(open_folders(root, size=8, groups=write_csv(table, rows)).test) == 2
+    rows[4] = ("test/b/00.png", "4", "train")
+    for roots in ((root, None), (root / "train", root / "test")):
+        with pytest.raises(
+            DataError, match=r"g\.csv, line 5: .*b/00.png is said to be a train image, but lies in"
+        ):
+            open_folders(*roots, size=8, groups=write_csv(table, rows))
+
+
+def test_a_line_fits_one_image_only(tmp_path: Path, write_picture: Write) -> None:
+    """A file name that several images have says nothing of any of them."""
+    root = fill(tmp_path / "data", write_picture, {"a": 2, "b": 2})
+    write_picture(root / "b" / "only.png", 9)
+    table = tmp_path / "g.csv"
+    rows = [("file", "group"), ("a/00.png", "1"), ("a/01.png", "2"), ("b/00.png", "3"),
+            ("01.png", "4"), ("only.png", "5")]  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"line 5: 01\.png fits several images \(.*b/01\.png is one"
+    ):
+        open_folders(root, size=8, groups=write_csv(table, rows))
+    rows[4] = ("b/01.png", "4")
+    splits = open_folders(root, size=8, groups=write_csv(table, rows), test_fraction=0.5)
+    groups = dict(zip(splits.train.names, splits.train.groups or [], strict=True))
+    groups |= dict(zip(splits.test.names, splits.test.groups or [], strict=True))
+    assert groups["b/only.png"] == "5"
+    assert groups["b/01.png"] == "4"
+
+
+def test_a_line_fits_one_side_only(tmp_path: Path, write_picture: Write) -> None:
+    for side in ("train", "test"):
+        fill(tmp_path / side, write_picture, {"a": 1, "b": 1})
+    table, roots = tmp_path / "g.csv", (tmp_path / "train", tmp_path / "test")
+    rows = [("path", "group"), ("a/00.png", "1"), ("b/00.png", "2")]
+    with pytest.raises(DataError, match=r"line 2: a/00\.png fits several images"):
+        open_folders(*roots, size=8, groups=write_csv(table, rows))
+    rows = [("path", "group"), ("train/a/00.png", "1"), ("train/b/00.png", "2"),
+            ("test/a/00.png", "3"), (f"{tmp_path}/test/b/00.png", "4")]  # fmt: skip
+    splits = open_folders(*roots, size=8, groups=write_csv(table, rows))
+    assert splits.train.groups == ["1", "2"]
+    assert splits.test.groups == ["3", "4"]
+
+
+def test_folders_that_are_not_used_are_mentioned(tmp_path: Path, write_picture: Write) -> None:
+    for side in ("train", "test", "val", ".cache"):
+        fill(tmp_path / side, write_picture, {"a": 1, "b": 1})
+    with pytest.warns(
+        UserWarning, match="images in val are not used, only those in train and test"
+    ):
+        assert len(open_folders(tmp_path, size=8).test) == 2
+
+
+def test_folders_that_cannot_be_read_are_named(
+    tmp_path: Path, write_picture: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "data", write_picture, {"a": 2, "b": 2})
+    write_picture(root / "b" / "locked" / "1.png", 9)
+    listed = os.scandir
+
+    def scandir(place: str) -> object:
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"b/locked: cannot be read \(Permission denied\)"):
+        open_folders(root, size=8)
 
 
 @pytest.mark.parametrize(

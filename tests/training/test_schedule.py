@@ -1,4 +1,4 @@
-"""Stages and learning rates against the numbers of the original (PP/main.py, PROTOCOLS 1.4)."""
+"""Stages and learning rates against those of ProtoPNet's released main.py and settings.py."""
 
 from collections.abc import Callable
 

@@ -332,6 +332,13 @@ def test_what_this_machine_lacks_is_named(tiny: Tiny, birds: Splits, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_what_cannot_begin_leaves_no_folder(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
+    other = build_model(tiny().model, tiny().data, num_classes=2)
+    with pytest.raises(ValueError, match="the model has 2 classes, the data 3"):
+        train(tiny(), tmp_path / "run", data=birds, model=other)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_class_without_images_is_told(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     some = birds.project.subset((birds.project.labels != 1).nonzero()[:, 0])
     result = train(tiny(), tmp_path / "run", data=Splits(birds.train, some, birds.test))

@@ -21,6 +21,7 @@ from protofast.data.birds.render import render
 from protofast.data.birds.species import MAX_CLASSES, Species, choose_species, name_species
 from protofast.data.image_set import ImageSet, MemoryImageSet, Progress, Splits
 
+MAX_SIZE = 1024  # pixels
 _FIRST_TEST = (
     1_000_000  # number of a class's first test image, so that more training images change none
 )
@@ -121,8 +122,8 @@ def open_birds(
         progress: Called with (images done, images in all) while rendering.
     """
     shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if not all(16 <= side <= 1024 for side in shape):
-        raise ValueError(f"size must be 16 … 1024 pixels in both directions, got {shape}")
+    if not all(16 <= side <= MAX_SIZE for side in shape):
+        raise ValueError(f"size must be 16 … {MAX_SIZE} pixels in both directions, got {shape}")
     if not 2 <= classes <= MAX_CLASSES:
         raise ValueError(f"classes must be in 2 … {MAX_CLASSES}, got {classes}")
     if train_per_class < 1 or test_per_class < 1:
