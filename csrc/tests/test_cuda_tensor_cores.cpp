@@ -168,7 +168,7 @@ Plan plan_for(
     Number number = Number::kFloat32
 ) {
   const Problem sizes{number, number, problem.shape.depth, problem.shape.locations()};
-  return make_plan("tensor_cores", true, precision, refine, sizes);
+  return make_plan("tensor_cores", [] { return true; }, precision, refine, sizes);
 }
 
 Similarity similarity_for(Metric metric) {
@@ -353,6 +353,46 @@ TEST(an_image_has_the_same_bits_in_every_batch) {
       CHECK(alone.distances[p] == all.distances[n * 20 + p]);
     }
   }
+}
+
+TEST(plans) {
+  const auto has = [] { return true; };
+  const auto has_not = [] { return false; };
+  const Problem problem{Number::kFloat32, Number::kFloat32, 128, 49};
+  const auto plan = [&](const char* wanted, const Problem& sizes) {
+    return make_plan(wanted, has, Precision::kFloat32, Refine::kAuto, sizes);
+  };
+  const Plan split = plan("tensor_cores", problem);
+  CHECK(split.path == Path::kTensorCores && split.planes == 2 && split.centred);
+  CHECK(split.settle_places && split.refine_below > 0 && split.refine_below < 1);
+  CHECK(plan("plain", problem).path == Path::kPlain);
+  CHECK(plan(nullptr, problem).path == kPreferredPath && plan("", problem).path == kPreferredPath);
+  CHECK(plan("tensor_cores", {Number::kFloat64, Number::kFloat32, 128, 49}).path == Path::kPlain);
+  CHECK(plan("tensor_cores", {Number::kFloat16, Number::kFloat64, 128, 49}).path == Path::kPlain);
+  CHECK(plan("tensor_cores", {Number::kBfloat16, Number::kFloat32, 128, 49}).planes == 2);
+  CHECK(plan("tensor_cores", {Number::kFloat16, Number::kFloat16, 128, 49}).planes == 2);
+  CHECK(plan("tensor_cores", {Number::kFloat32, Number::kFloat32, 1, 1}).planes == 2);
+  for (const Refine refine : {Refine::kAuto, Refine::kAlways, Refine::kNever}) {
+    const Plan half = make_plan("tensor_cores", has, Precision::kHalf, refine, problem);
+    CHECK(half.planes == 1 && !half.settle_places);
+    CHECK(half.refine_below == (refine == Refine::kNever ? 0 : INFINITY));
+    const Plan tf32 = make_plan("tensor_cores", has, Precision::kTf32, refine, problem);
+    CHECK(tf32.planes == 2 && tf32.settle_places == (refine != Refine::kNever));
+  }
+  int refused = 0;
+  const std::pair<const char*, bool> wrong[] = {{"tensor_cores", false}, {"fast", true}};
+  for (const auto& [wanted, there] : wrong) {
+    try {
+      if (there) {
+        make_plan(wanted, has, Precision::kFloat32, Refine::kAuto, problem);
+      } else {
+        make_plan(wanted, has_not, Precision::kFloat32, Refine::kAuto, problem);
+      }
+    } catch (const std::runtime_error&) {
+      ++refused;
+    }
+  }
+  CHECK(refused == 2);
 }
 
 TEST(bf16_needs_one_plane_and_half_precision_is_refined) {

@@ -20,7 +20,16 @@ from implementations import CompiledCpu, Cuda, Implementation, Reference
 
 from protofast import _build
 
-NAMES = ("reference", "avx512", "avx2", "portable", "cuda")
+CUDA = {
+    implementation.name: implementation
+    for implementation in (
+        Cuda(),
+        Cuda("plain"),
+        Cuda("tensor_cores"),
+        Cuda("tensor_cores", refine="always"),
+    )
+}
+NAMES = ("reference", "avx512", "avx2", "portable", *CUDA)
 
 
 def _missing(reason: str, variable: str) -> None:
@@ -29,16 +38,28 @@ def _missing(reason: str, variable: str) -> None:
     pytest.skip(reason)
 
 
+def _require_cuda(*, tensor_cores: bool) -> None:
+    if not torch.cuda.is_available() or "cuda" not in _build.loaded_libraries():
+        _missing("no GPU, or protofast's CUDA kernels are not built", "PROTOFAST_REQUIRE_CUDA")
+    if tensor_cores and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU is older than the tensor cores' path")
+
+
+@pytest.fixture
+def tensor_cores() -> None:
+    """Only where the tensor cores' kernels run."""
+    _require_cuda(tensor_cores=True)
+
+
 @pytest.fixture(scope="session", params=NAMES)
 def implementation(request: pytest.FixtureRequest) -> Implementation:
     """One way to compute the operators; the test runs once for each."""
     name: str = request.param
     if name == "reference":
         return Reference()
-    if name == "cuda":
-        if not torch.cuda.is_available() or "cuda" not in _build.loaded_libraries():
-            _missing("no GPU, or protofast's CUDA kernels are not built", "PROTOFAST_REQUIRE_CUDA")
-        return Cuda()
+    if name in CUDA:
+        _require_cuda(tensor_cores=CUDA[name].path == "tensor_cores")
+        return CUDA[name]
     if "cpu" not in _build.loaded_libraries():
         _missing("protofast's CPU kernels are not built", "PROTOFAST_REQUIRE_BUILD")
     cpu = CompiledCpu(name)

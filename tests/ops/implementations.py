@@ -13,6 +13,20 @@ from protofast.ops import NearestPatch, reference
 EPS = 1e-4
 
 
+@contextmanager
+def environment(variable: str, value: str) -> Iterator[None]:
+    """While this holds, the environment variable has this value."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
 class Implementation:
     """One way to compute the operators, on tensors of its device.
 
@@ -22,6 +36,8 @@ class Implementation:
 
     name = ""
     device = torch.device("cpu")
+    precision = "float32"
+    refine = "auto"
     distance_tolerance = 1e-6
     similarity_tolerance = 1e-6
 
@@ -41,7 +57,13 @@ class Implementation:
         with self.active():
             return NearestPatch(
                 *torch.ops.protofast.nearest_patch(
-                    features, prototypes, metric, similarity, eps, "float32", "auto"
+                    features,
+                    prototypes,
+                    metric,
+                    similarity,
+                    eps,
+                    self.precision,
+                    self.refine,
                 )
             )
 
@@ -75,15 +97,8 @@ class CompiledCpu(Implementation):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        before = os.environ.get("PROTOFAST_CPU")
-        os.environ["PROTOFAST_CPU"] = self.name
-        try:
+        with environment("PROTOFAST_CPU", self.name):
             yield
-        finally:
-            if before is None:
-                del os.environ["PROTOFAST_CPU"]
-            else:
-                os.environ["PROTOFAST_CPU"] = before
 
     def is_supported(self) -> bool:
         with self.active():
@@ -95,12 +110,26 @@ class CompiledCpu(Implementation):
 
 
 class Cuda(Implementation):
-    """The compiled kernels for GPUs, at their default settings."""
+    """The compiled kernels for GPUs.
 
-    name = "cuda"
+    path: what PROTOFAST_GPU names, `plain` or `tensor_cores`; "" lets the operator choose.
+    """
+
     device = torch.device("cuda")
-    distance_tolerance = 1e-4
-    similarity_tolerance = 5e-5
+
+    def __init__(self, path: str = "", precision: str = "float32", refine: str = "auto") -> None:
+        self.name = "_".join(filter(None, ("cuda", path, refine)))
+        self.path = path
+        self.precision = precision
+        self.refine = refine
+        if path != "plain" and refine != "always":
+            self.distance_tolerance = 1e-4
+            self.similarity_tolerance = 5e-5
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with environment("PROTOFAST_GPU", self.path):
+            yield
 
 
 class Reference(Implementation):

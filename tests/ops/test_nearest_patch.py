@@ -64,6 +64,8 @@ def test_distances_from_nearly_zero_to_the_norms(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_error_at_most_twice_that_of_pytorch(implementation: Implementation, metric: str) -> None:
+    if implementation.distance_tolerance > 1e-6:
+        pytest.skip("distances far from zero are not refined; refine='always' is held to this")
     similarity = "log" if metric.endswith("l2") else "linear"
     shape = Shape(4, 100, 128, 7, 7)
     features, prototypes = random_problem(shape, seed=3, device=implementation.device)
@@ -275,7 +277,7 @@ def test_mixed_dtypes_compute_as_if_converted_first(
     found = implementation.nearest_patch(features, prototypes)
     assert found.distances.dtype == wide
     expected = implementation.nearest_patch(features.to(wide), prototypes.to(wide))
-    if implementation.name == "cuda":  # narrow inputs need fewer tensor-core products
+    if implementation.device.type == "cuda":  # narrow inputs need fewer tensor-core products
         torch.testing.assert_close(found.distances, expected.distances, rtol=1e-4, atol=0)
     else:
         assert_same(found, expected)

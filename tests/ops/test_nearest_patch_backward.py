@@ -277,7 +277,7 @@ def test_nan_stays_in_its_image(implementation: Implementation, metric: str) -> 
 
 @pytest.mark.parametrize("wrong", [-1, 16, 2**40])
 def test_locations_outside_the_map_are_refused(implementation: Implementation, wrong: int) -> None:
-    if implementation.name == "cuda":
+    if implementation.device.type == "cuda":
         pytest.skip("looking at locations would stop the host")
     features, prototypes = random_problem(Shape(3, 10, 8, 4, 4))
     found = implementation.nearest_patch(features, prototypes)

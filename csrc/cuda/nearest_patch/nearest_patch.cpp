@@ -38,7 +38,7 @@ Tensor new_pairs(const Tensor& features, const Tensor& prototypes, ScalarType dt
   return torch::stable::new_empty(features, {sizes, 2}, dtype);
 }
 
-// PROTOFAST_CUDA is read at every call, as PROTOFAST_CPU is.
+// PROTOFAST_GPU is read at every call, as PROTOFAST_CPU is.
 Plan plan_for(
     const Tensor& features,
     const Tensor& prototypes,
@@ -52,8 +52,9 @@ Plan plan_for(
       features.size(1),
       features.size(2) * features.size(3)
   };
-  const char* wanted = std::getenv("PROTOFAST_CUDA");
-  return make_plan(wanted, has_tensor_cores(stream), precision, refine, problem);
+  const char* wanted = std::getenv("PROTOFAST_GPU");
+  const auto there = [&] { return has_tensor_cores(stream); };
+  return make_plan(wanted, there, precision, refine, problem);
 }
 
 // ---------------------------------------------------------------- forward

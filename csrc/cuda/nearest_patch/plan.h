@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -19,7 +18,7 @@ enum class Path { kPlain, kTensorCores };
 enum class Precision { kFloat32, kTf32, kHalf };
 enum class Refine { kAuto, kAlways, kNever };
 
-// The path taken where PROTOFAST_CUDA names none. No GPU has run the tensor cores' path yet: it is
+// The path taken where PROTOFAST_GPU names none. No GPU has run the tensor cores' path yet: it is
 // tested on a CPU, instruction by instruction, but not proven. Until `pytest tests/ops` has passed
 // on a GPU (every path is tested there by name), the plain path is what runs; then this is the one
 // line to change.
@@ -28,6 +27,7 @@ constexpr Path kPreferredPath = Path::kPlain;
 // Tensor cores pay from about these sizes on; it depends on neither N nor P, so that an image has
 // the same bits in every batch.
 constexpr int64_t kLeastDepth = 16, kLeastLocations = 16;
+constexpr int64_t kMostDepth = 1 << 20, kMostLocations = 1 << 24;  // counted in 32 bits
 
 inline const char* name_of(Path path) { return path == Path::kPlain ? "plain" : "tensor_cores"; }
 
@@ -80,29 +80,40 @@ inline Plan tensor_cores_plan(Precision precision, Refine refine, const Problem&
   return plan;
 }
 
-// `wanted` is PROTOFAST_CUDA or null; `tensor_cores` whether this GPU has the kernels compiled.
-inline Plan make_plan(
+// The path that `wanted`, the environment variable PROTOFAST_GPU or null, asks for.
+inline Path wanted_path(const char* wanted) {
+  if (wanted == nullptr || *wanted == '\0') return kPreferredPath;
+  for (const Path path : {Path::kPlain, Path::kTensorCores}) {
+    if (std::string_view(wanted) == name_of(path)) return path;
+  }
+  throw std::runtime_error(
+      std::string("PROTOFAST_GPU must be unset, plain or tensor_cores; got '") + wanted + "'"
+  );
+}
+
+// `has_tensor_cores()` says whether the kernels were compiled for this GPU. A path that is named is
+// taken at every size; float64 has the plain path alone.
+template <typename HasTensorCores>
+Plan make_plan(
     const char* wanted,
-    bool tensor_cores,
+    HasTensorCores has_tensor_cores,
     Precision precision,
     Refine refine,
     const Problem& problem
 ) {
-  Path path = kPreferredPath;
   const bool named = wanted != nullptr && *wanted != '\0';
-  if (named && std::string_view(wanted) == name_of(Path::kTensorCores)) {
-    path = Path::kTensorCores;
-  } else if (named && std::string_view(wanted) == name_of(Path::kPlain)) {
-    path = Path::kPlain;
-  } else if (named) {
+  const bool wide = problem.features == Number::kFloat64 || problem.prototypes == Number::kFloat64;
+  const bool countable = problem.locations <= kMostLocations && problem.depth <= kMostDepth;
+  const bool large = problem.depth >= kLeastDepth && problem.locations >= kLeastLocations;
+  if (wanted_path(wanted) == Path::kPlain || wide || !countable || (!named && !large))
+    return Plan{};
+  if (!has_tensor_cores()) {
+    if (!named) return Plan{};
     throw std::runtime_error(
-        std::string("PROTOFAST_CUDA must be unset, plain or tensor_cores; got '") + wanted + "'"
+        "PROTOFAST_GPU=tensor_cores, but the kernels that are installed have none for this GPU: "
+        "they need compute capability 8.0 or later"
     );
   }
-  const bool wide = problem.features == Number::kFloat64 || problem.prototypes == Number::kFloat64;
-  const bool large = problem.depth >= kLeastDepth && problem.locations >= kLeastLocations;
-  const bool possible = tensor_cores && !wide && problem.locations < (int64_t{1} << 30);
-  if (path == Path::kPlain || !possible || (!named && !large)) return Plan{};
   return tensor_cores_plan(precision, refine, problem);
 }
 
