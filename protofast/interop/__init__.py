@@ -1,5 +1,7 @@
 """Drop-in for other people's code: their networks, their checkpoints, their configuration."""
 
 from protofast.interop.acceleration import accelerate, restore
+from protofast.interop.prune import prune_prototypes
+from protofast.interop.push import push_prototypes
 
-__all__ = ["accelerate", "restore"]
+__all__ = ["accelerate", "prune_prototypes", "push_prototypes", "restore"]

@@ -242,8 +242,13 @@ FROM_FEATURES: dict[str, Callable[[Formulas, Any, Tensor], Any]] = {
 
 
 @torch.no_grad()
-def check_behaviour(network: nn.Module, plain: type[nn.Module], formulas: Formulas) -> None:
-    """Compare each of METHODS of the class `plain` with the fused formulas on a few features.
+def check_behaviour(
+    network: nn.Module,
+    plain: type[nn.Module],
+    formulas: Formulas,
+    methods: tuple[str, ...] = METHODS,
+) -> None:
+    """Compare `methods` of the class `plain` with the fused formulas on a few features.
 
     In float64, on a copy of the head alone: neither the backbone nor the network's own parameters
     and random state are touched. A descendant that computes something else is thus found out
@@ -264,7 +269,7 @@ def check_behaviour(network: nn.Module, plain: type[nn.Module], formulas: Formul
         for training in (False, True):
             head = _head(network, plain)
             head.training = training
-            for name in METHODS:
+            for name in methods:
                 try:
                     own = getattr(plain, name)(head, features)
                 except Exception as error:  # whatever somebody else's code may raise

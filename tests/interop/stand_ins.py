@@ -134,3 +134,10 @@ def reciprocal(distances):
 
 def shape_name(shape):
     return "x".join(str(size) for size in shape)
+
+
+def on_features(kind, shape, num_classes, activation="log"):
+    """A network whose images are its features, [N, D, H, W]."""
+    network = kind(shape, num_classes, activation)
+    network.features, network.add_on_layers = nn.Identity(), nn.Identity()
+    return network
