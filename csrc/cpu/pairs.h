@@ -38,17 +38,47 @@ inline double sum_over_depth(const T* a, const T* b, int64_t depth, const Term& 
   return total;
 }
 
+// The same for sums that lose digits to underflow in T: one number after the other, in doubles.
+template <typename T, typename Term>
+__attribute__((noinline)) double tiny_sum(const T* a, const T* b, int64_t depth, const Term& term) {
+  double total = 0;
+  for (int64_t d = 0; d < depth; ++d) {
+    total = term(total, static_cast<double>(a[d]), static_cast<double>(b[d]));
+  }
+  return total;
+}
+
+template <typename T, typename Term>
+inline double sum_of_squares(const T* a, const T* b, int64_t depth, const Term& term) {
+  const double total = sum_over_depth(a, b, depth, term);
+  return total < Limits<T>::kSmallestNorm ? tiny_sum(a, b, depth, term) : total;
+}
+
 template <typename T>
 inline double squared_distance(const T* a, const T* b, int64_t depth) {
-  return sum_over_depth(a, b, depth, [](auto sum, auto x, auto y) {
+  return sum_of_squares(a, b, depth, [](auto sum, auto x, auto y) {
     const auto difference = x - y;
     return sum + difference * difference;
   });
 }
 
 template <typename T>
+inline double squared_norm(const T* a, int64_t depth) {
+  return sum_of_squares(a, a, depth, [](auto sum, auto x, auto) { return sum + x * x; });
+}
+
+template <typename T>
 inline double dot_product(const T* a, const T* b, int64_t depth) {
   return sum_over_depth(a, b, depth, [](auto sum, auto x, auto y) { return sum + x * y; });
+}
+
+// a.(b - a) / |a|^2, by which b - a points along a.
+template <typename T>
+inline double along(const T* a, const T* b, int64_t depth) {
+  const auto term = [](auto sum, auto x, auto y) { return sum + x * (y - x); };
+  const double norm = squared_norm(a, depth);
+  const bool tiny = norm < Limits<T>::kSmallestNorm;
+  return (tiny ? tiny_sum(a, b, depth, term) : sum_over_depth(a, b, depth, term)) / norm;
 }
 
 // The distance as the operators define it: what is returned, rounded once to T. A zero vector has
@@ -62,15 +92,20 @@ inline T pair_distance(const T* patch, const T* prototype, int64_t depth, Metric
   }
   const double dot = dot_product(patch, prototype, depth);
   if (metric == Metric::kDot) return static_cast<T>(-dot);
-  const double norms = __builtin_sqrt(dot_product(patch, patch, depth)) *
-                       __builtin_sqrt(dot_product(prototype, prototype, depth));
-  return static_cast<T>(norms == 0 ? 0.0 : -dot / norms);
+  const double of_patch = squared_norm(patch, depth), of_prototype = squared_norm(prototype, depth);
+  const double norms = __builtin_sqrt(of_patch) * __builtin_sqrt(of_prototype);
+  if (norms == 0) return T(0);
+  const bool tiny = norms < Limits<T>::kSmallestNorm;
+  const double exact =
+      tiny ? tiny_sum(patch, prototype, depth, [](auto sum, auto x, auto y) { return sum + x * y; })
+           : dot;
+  return static_cast<T>(-exact / norms);
 }
 
 // 1 / |row|, and 0 for a zero vector.
 template <typename T>
 inline T inverse_norm(const T* row, int64_t depth) {
-  const double squared = dot_product(row, row, depth);
+  const double squared = squared_norm(row, depth);
   return squared == 0 ? T(0) : static_cast<T>(1.0 / __builtin_sqrt(squared));
 }
 
@@ -83,6 +118,10 @@ inline void add_difference(T* target, T factor, const T* a, const T* b, int64_t 
   }
   for (; d < depth; ++d) target[d] += factor * (a[d] - b[d]);
 }
+
+// The gradient of the cosine distance for a is -slope / (|a| |b|) times the part of b - a across a,
+// (b - a) - along(a, b) a. Written with b and cos instead of differences, two terms would cancel
+// where a and b are nearly parallel: after projection.
 
 // target += factor * a
 template <typename T>
@@ -116,8 +155,10 @@ inline void add_gradient(
       return add_scaled(gradient, -slope, b, depth);
     case Metric::kCosine:
       if (of_a == 0 || of_b == 0) return;
-      add_scaled(gradient, -slope * of_a * of_b, b, depth);
-      return add_scaled(gradient, -slope * distance * of_a * of_a, a, depth);
+      add_difference(gradient, -slope * of_a * of_b, b, a, depth);
+      return add_scaled(
+          gradient, static_cast<T>(slope * of_a * of_b * along(a, b, depth)), a, depth
+      );
   }
 }
 

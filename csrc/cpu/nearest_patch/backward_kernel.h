@@ -25,7 +25,7 @@ namespace protofast {
 namespace {
 
 // One pair's part of a gradient: factor * (own - other) for the L2 metrics, factor * other for dot,
-// and factor * other + own_factor * own for cosine.
+// and factor * (own - other) + own_factor * own for cosine.
 template <typename T>
 struct Step {
   const T* other;
@@ -47,7 +47,7 @@ inline void add_strip(T* gradient, const T* own, const Step<T>* steps, int64_t c
     const T* other = steps[i].other + d;
     for (int v = 0; v < vectors; ++v) {
       const Vector<T> theirs = load(other + v * kWidth<T>);
-      sums[v] += steps[i].factor * (metric == Metric::kSquaredL2 ? mine[v] - theirs : theirs);
+      sums[v] += steps[i].factor * (metric == Metric::kDot ? theirs : mine[v] - theirs);
       if (metric == Metric::kCosine) sums[v] += steps[i].own_factor * mine[v];
     }
   }
@@ -70,7 +70,7 @@ inline void add_steps(
     T sum = gradient[d];
     for (int64_t i = 0; i < count; ++i) {
       const T other = steps[i].other[d];
-      sum += steps[i].factor * (metric == Metric::kSquaredL2 ? own[d] - other : other);
+      sum += steps[i].factor * (metric == Metric::kDot ? other : own[d] - other);
       if (metric == Metric::kCosine) sum += steps[i].own_factor * own[d];
     }
     gradient[d] = sum;
@@ -96,7 +96,14 @@ inline void add_steps(
 // vector has cosine 0 with everything: a step of nothing, to itself.
 template <typename T>
 inline Step<T> step_of(
-    Metric metric, T slope, T distance, const T* own, const T* other, T of_own, T of_other
+    Metric metric,
+    T slope,
+    T distance,
+    const T* own,
+    const T* other,
+    T of_own,
+    T of_other,
+    int64_t depth
 ) {
   switch (metric) {
     case Metric::kSquaredL2:
@@ -105,9 +112,11 @@ inline Step<T> step_of(
       return {other, distance == 0 ? T(0) : slope / distance, T(0)};
     case Metric::kDot:
       return {other, -slope, T(0)};
-    case Metric::kCosine:
+    case Metric::kCosine: {
       if (of_own == 0 || of_other == 0) return {own, T(0), T(0)};
-      return {other, -slope * of_own * of_other, -slope * distance * of_own * of_own};
+      const T factor = slope * of_own * of_other;
+      return {other, factor, static_cast<T>(factor * along(own, other, depth))};
+    }
   }
   __builtin_unreachable();
 }
@@ -150,7 +159,8 @@ void sum_up_patches(
             patch,
             inputs.prototypes + p * inputs.depth,
             cosine ? image.inverse_patch_norms[l] : T(0),
-            cosine ? inputs.inverse_prototype_norms[p] : T(0)
+            cosine ? inputs.inverse_prototype_norms[p] : T(0),
+            inputs.depth
         );
       }
       add_steps(inputs.metric, gradient, patch, steps, count, inputs.depth);
@@ -183,7 +193,8 @@ void add_to_prototypes(
             prototype,
             image.patches.rows + l * image.patches.stride,
             cosine ? inputs.inverse_prototype_norms[p] : T(0),
-            cosine ? image.inverse_patch_norms[l] : T(0)
+            cosine ? image.inverse_patch_norms[l] : T(0),
+            inputs.depth
         );
       }
       T* gradient = grad_prototypes + p * inputs.depth;

@@ -47,16 +47,10 @@ namespace {
 // ------------------------------------------------------------------ scores
 
 // scores[r][lane] = sum over d of block[d][r] * panel[d][lane], for the first `vectors` vectors of
-// lanes: where the time goes. With `add` the sums go on from the scores that are there.
+// lanes: where the time goes. With `add` the sums are added to the scores that are there.
 template <int vectors, typename T>
 inline void multiply_block(const T* block, const T* panel, int64_t depth, bool add, T* scores) {
   Vector<T> sums[kRows][vectors] = {};
-  if (add) {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < vectors; ++v) sums[r][v] = load(scores + r * kLanes<T> + v * kWidth<T>);
-    }
-  }
   for (int64_t d = 0; d < depth; ++d) {
     Vector<T> lanes[vectors];
     for (int v = 0; v < vectors; ++v) {
@@ -72,24 +66,29 @@ inline void multiply_block(const T* block, const T* panel, int64_t depth, bool a
     block += kRows;
     panel += kLanes<T>;
   }
+  if (add) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < vectors; ++v) sums[r][v] += load(scores + r * kLanes<T> + v * kWidth<T>);
+    }
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < vectors; ++v) store(scores + r * kLanes<T> + v * kWidth<T>, sums[r][v]);
   }
 }
 
-// A panel of great depth does not fit into the L1 cache beside the blocks: it is taken in steps,
-// each against all blocks of a group, whose sums wait in `scores`.
-template <typename T>
-constexpr int64_t kDepthStep = (16 << 10) / (kLanes<T> * sizeof(T));
+// A panel of great depth does not fit into the L1 cache beside the blocks: it is taken in segments,
+// each against all blocks of a group, whose sums wait in `scores`. The sum of a segment begins at
+// 0: one long sum of like terms drifts away by D / 4 roundings, because they all go one way.
 constexpr int64_t kGroupBlocks = 8;
 
 template <int vectors, typename T>
 inline void multiply_group(
     const T* blocks, int64_t count, const T* panel, int64_t depth, T* scores
 ) {
-  for (int64_t d = 0; d < depth; d += kDepthStep<T>) {
-    const int64_t step = at_most(depth - d, kDepthStep<T>);
+  for (int64_t d = 0; d < depth; d += kSegment) {
+    const int64_t step = at_most(depth - d, kSegment);
     for (int64_t b = 0; b < count; ++b) {
       const T* block = blocks + (b * depth + d) * kRows;
       T* sums = scores + b * kRows * kLanes<T>;
@@ -252,7 +251,7 @@ void search_panel(
   alignas(PROTOFAST_VECTOR_BYTES) T scores[kGroupBlocks * kRows * kLanes<T>];
   Winners<T> winners[kWaiting];
   Running<T> running = nothing_yet<T>();
-  const int64_t group = kRows * (depth > kDepthStep<T> ? kGroupBlocks : 1);
+  const int64_t group = kRows * (depth > kSegment ? kGroupBlocks : 1);
   int64_t settled = 0, image = 0, location = 0;
   for (int64_t first_row = 0; first_row < rows; first_row += group) {
     const int64_t used = at_most(rows - first_row, group);

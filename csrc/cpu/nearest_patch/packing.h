@@ -90,9 +90,16 @@ inline void pack_columns(
 ) {
   constexpr int kSide = kWidth<T>, kGroups = (columns + kSide - 1) / kSide;
   static_assert(kGroups * kSide - columns < kBlockSlack);
-  Vector<T> sums[kGroups] = {};
+  Vector<T> sums[kGroups] = {}, totals[kGroups] = {};
+  const auto end_segment = [&] {
+    for (int g = 0; g < kGroups; ++g) {
+      totals[g] += sums[g];
+      sums[g] = Vector<T>{};
+    }
+  };
   int64_t d = 0;
   for (; d + kSide <= depth; d += kSide) {
+    if (d % kSegment == 0) end_segment();
     const Vector<T> middle = load(centre + d);
     // Groups backwards and rows forwards: what a vector writes beyond its row is the beginning of
     // the next one, which the first group writes later.
@@ -120,6 +127,7 @@ inline void pack_columns(
     }
   }
   for (; d < depth; ++d) {
+    if (d % kSegment == 0) end_segment();
     T* target = packed + d * columns;
     for (int c = 0; c < columns; ++c) target[c] = rows[c][d] - centre[d];
     for (int g = 0; g < kGroups; ++g) {
@@ -127,7 +135,8 @@ inline void pack_columns(
       sums[g] += row * row;
     }
   }
-  for (int c = 0; c < columns; ++c) norms[c] = sums[c / kSide][c % kSide];
+  end_segment();
+  for (int c = 0; c < columns; ++c) norms[c] = totals[c / kSide][c % kSide];
 }
 
 template <typename T>
@@ -156,8 +165,22 @@ inline bool same_patch(PatchRows<T> patches, int64_t a, int64_t b, int64_t depth
   return d == depth;
 }
 
+// The same for equal patches; 0.0 and -0.0 are equal.
+template <typename T>
+inline uint64_t hash_of_patch(const T* patch, int64_t depth) {
+  using Integer = typename Limits<T>::Integer;
+  uint64_t hash = 0;
+  for (int64_t d = 0; d < depth; ++d) {
+    const auto bits = static_cast<uint32_t>(
+        static_cast<uint64_t>(__builtin_bit_cast(Integer, patch[d] + T(0))) >> (8 * sizeof(T) - 32)
+    );
+    hash += static_cast<uint64_t>(bits) * (2 * static_cast<uint64_t>(d) + 0x9E3779B1);
+  }
+  return hash;
+}
+
 // Makes the squared norms of patches that repeat an earlier one NaN, which no comparison takes.
-// `table` is a hash table by squared norm, of 2^table_bits > L slots: location + 1, or 0.
+// `table` is a hash table by all numbers of a patch, of 2^table_bits > L slots: location + 1, or 0.
 template <typename T>
 inline void mark_repetitions(
     PatchRows<T> patches,
@@ -170,7 +193,7 @@ inline void mark_repetitions(
   const uint64_t mask = (uint64_t{1} << table_bits) - 1;
   __builtin_memset(table, 0, (mask + 1) * sizeof(*table));
   for (int64_t l = 0; l < locations; ++l) {
-    const uint64_t bits = __builtin_bit_cast(uint64_t, static_cast<double>(squared[l]));
+    const uint64_t bits = hash_of_patch(patches.rows + l * patches.stride, depth);
     uint64_t slot = (bits * 0x9E3779B97F4A7C15) >> (64 - table_bits);
     for (; table[slot] != 0; slot = (slot + 1) & mask) {
       const int64_t earlier = table[slot] - 1;

@@ -157,8 +157,9 @@ class PrototypePack {
         prototypes.count,
         prototypes.depth,
         metric,
-        // Errors of a sum of D rounded terms grow like sqrt(D); this is five times what is seen.
-        static_cast<T>(std::sqrt(static_cast<double>(prototypes.depth)) + 8) * round_off,
+        // What like terms can drift: within a segment by a quarter of its length, over the segments
+        // by a quarter of their number.
+        (std::min<T>(prototypes.depth, 128) / 4 + T(prototypes.depth) / 512 + 8) * round_off,
         prototype_rows(kernels.access, prototypes, converted_),
         memory + layout.centre,
         memory + layout.panels,
