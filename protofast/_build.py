@@ -8,7 +8,10 @@ them: then the operators' plain-PyTorch reference runs, and importing says so on
 from __future__ import annotations
 
 import json
+import os
+import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +71,21 @@ def _load(library: Path) -> None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        raise InstallError(
+        message = (
             f"{library.name} does not load into torch {torch.__version__}; it was built against "
             f"torch {facts().get('torch', '(unknown)')} and needs torch >= 2.10. {_REINSTALL} "
             "builds it for the torch that is installed, and with PROTOFAST_BUILD=0 installs "
             f"protofast without compiled operators. The loader said: {error}"
-        ) from error
+        )
+        if _is_command() and os.environ.get("PROTOFAST_TRACEBACK") != "1":
+            sys.exit(f"protofast: {' '.join(message.split())}")
+        raise InstallError(message) from error
+
+
+def _is_command() -> bool:
+    """Whether this process is `protofast` or `python -m protofast.cli`.
+
+    Its errors are one line each; this one comes up before the command line itself can be imported.
+    """
+    modules = [name for option, name in pairwise(sys.orig_argv) if option == "-m"]
+    return Path(sys.argv[0]).stem == "protofast" or modules[:1] == ["protofast.cli"]

@@ -103,6 +103,27 @@ def test_a_library_that_does_not_load_says_what_to_do(tmp_path: Path) -> None:
     assert "PROTOFAST_BUILD=0" in last
 
 
+@pytest.mark.parametrize("program", ["script", "module"])
+def test_the_command_line_says_so_in_one_line(tmp_path: Path, program: str) -> None:
+    package = copy_package(tmp_path, "*.so")
+    (package / "libprotofast_cpu.so").write_bytes(b"\x7fELF, but truncated")
+    script = tmp_path / "bin" / "protofast"  # as pip makes it
+    script.parent.mkdir()
+    script.write_text("from protofast.cli import main\nmain()\n")
+    done = subprocess.run(
+        [sys.executable, *([script] if program == "script" else ["-m", "protofast.cli"]), "info"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("protofast: libprotofast_cpu.so does not load into torch")
+    assert done.stdout == ""
+
+
 def test_the_cpu_library_stands_alone(tmp_path: Path) -> None:
     require_build()
     copy_package(tmp_path, "libprotofast_cuda.so", "_C.*")
