@@ -76,7 +76,7 @@ def _missing(run: RunFiles, folder: str) -> Iterator[Notice]:
 
 
 def _stale(run: RunFiles, folder: str) -> Iterator[Notice]:
-    """Parts that belong to other weights than the run's checkpoint."""
+    """Parts that belong to other weights than the run's checkpoint, or to each other's."""
     current = run.checkpoints.get("best") or run.checkpoints.get("latest")
     parts = []
     if run.explanations is not None:
@@ -88,7 +88,7 @@ def _stale(run: RunFiles, folder: str) -> Iterator[Notice]:
     for what, checkpoint, command in parts:
         name = words.name(checkpoint.get("name"))
         why = None
-        if current is not None and checkpoint.get("name") not in run.checkpoints.values():
+        if current is not None and checkpoint.get("name") != current:
             why = f"of checkpoint {name}, and the run's is now {words.name(current)}"
         elif checkpoint.get("sha256") is not None:
             now = run.sha256(name)
@@ -100,6 +100,13 @@ def _stale(run: RunFiles, folder: str) -> Iterator[Notice]:
                 f"Out of date: the {what} below are {why}.",
                 f"protofast {command} {folder}",
             )
+    names = [words.name(checkpoint.get("name")) for _, checkpoint, _ in parts]
+    if len(set(names)) > 1:
+        yield Notice(
+            "stale",
+            f"Two different networks: the explanations below are of checkpoint {names[0]}, the "
+            f"numbers of the evaluation of checkpoint {names[1]}.",
+        )
 
 
 def training_warnings(run: RunFiles) -> list[str]:

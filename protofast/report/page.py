@@ -55,6 +55,15 @@ class Page:
         return [name for index, name in enumerate(self.classes) if index not in having]
 
     @property
+    def cells_that_see_all(self) -> str:
+        """Which cells see the whole image, as the start of a sentence; empty if none does."""
+        field = self.receptive_field or {}
+        whole, cells = field.get("whole") or 0, field.get("cells")
+        if not whole:
+            return ""
+        return "All cells see" if whole == cells else f"{whole} of the {cells} cells see"
+
+    @property
     def example(self) -> PredictionView | None:
         """The prediction that opens the page: a right one whose first step can be pictured."""
         usable = [view for view in self.predictions if view.right and _shows_source(view)] or [

@@ -1,8 +1,8 @@
 """The pictures of the explanations, as the page embeds them.
 
-Every picture stands in the page once, as an SVG ``<image>`` with an id, and is shown by ``<use>``
-wherever it is needed, whole or cut to a patch by the viewBox; boxes are rectangles in the same
-coordinates, those of the model's input.
+Every picture and every heat map stands in the page once, as an SVG ``<image>`` with an id, and is
+shown by ``<use>`` wherever it is needed, whole or cut to a patch by the viewBox; boxes are
+rectangles in the same coordinates, those of the model's input.
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Heat:
+    """A heat map, as large as the picture that it lies on."""
+
+    id: str
+    width: int
+    height: int
+    uri: str
+
+
+@dataclass(frozen=True)
 class Box:
     """A rectangle on a picture, in the model's pixels."""
 
@@ -68,6 +78,7 @@ class Pictures:
         self._run = run
         self.missing = 0
         self.by_key: dict[str, Picture] = {}
+        self._heats: dict[str, Heat | None] = {}
         summary = run.explanations or {}
         entries: dict[str, Json] = summary.get("images", {})
         for number, (key, entry) in enumerate(entries.items()):
@@ -88,6 +99,22 @@ class Pictures:
 
     def __iter__(self) -> Iterable[Picture]:
         return iter(self.by_key.values())
+
+    @property
+    def heats(self) -> list[Heat]:
+        """All heat maps that were asked for."""
+        return [heat for heat in self._heats.values() if heat is not None]
+
+    def heat(self, name: str | None, on: Picture) -> str | None:
+        """The id of a heat map on a picture, by the name of its file; None if there is none."""
+        if name is None:
+            return None
+        if name not in self._heats:
+            uri = self.uri(name)
+            heat = None if uri is None else Heat(f"h{len(self._heats)}", on.width, on.height, uri)
+            self._heats[name] = heat
+        found = self._heats[name]
+        return None if found is None else found.id
 
     def uri(self, name: str | None) -> str | None:
         """A file of the explanations as a data URI; None if there is none."""

@@ -25,9 +25,9 @@ class Term:
         rank: 1 for the largest.
         prototype: Its number.
         prototype_class: Name of its class.
-        own: Whether that is the class explained.
+        own: Whether that is the class explained, or prototypes have none.
         box: Where it looks on the image.
-        heat: Data URI of its heat map on the image.
+        heat: Id of its heat map on the image.
         source: The training image that the prototype is a patch of; None if it was not projected.
         source_box: The patch.
     """
@@ -71,6 +71,15 @@ class ClassView:
 
 
 @dataclass(frozen=True)
+class Activated:
+    """One of the prototypes that are most similar to some patch of the image."""
+
+    prototype: int
+    prototype_class: str
+    similarity: float
+
+
+@dataclass(frozen=True)
 class PredictionView:
     """One explained test image."""
 
@@ -80,6 +89,8 @@ class PredictionView:
     predicted: str
     label: str
     classes: list[ClassView]
+    classed: bool  # whether prototypes belong to classes
+    activated: list[Activated]
 
 
 def prediction_views(summary: Json, classes: list[str], pictures: Pictures) -> list[PredictionView]:
@@ -99,7 +110,8 @@ def _view(
         role = "predicted" if place == 0 else "second"
         if place > 0 and part["class"] == entry["label"]:
             role = "true"
-        views.append(_class_view(part, role, scale, prototypes, classes, pictures))
+        picture = pictures[entry["image"]]
+        views.append(_class_view(part, role, scale, prototypes, classes, pictures, picture))
     return PredictionView(
         number=number,
         picture=pictures[entry["image"]],
@@ -107,7 +119,16 @@ def _view(
         predicted=classes[entry["predicted"]],
         label=classes[entry["label"]],
         classes=views,
+        classed=any(prototype["class"] is not None for prototype in prototypes),
+        activated=[
+            Activated(found["prototype"], _class_name(found["class"], classes), found["similarity"])
+            for found in entry.get("activated", [])
+        ],
     )
+
+
+def _class_name(owner: int | None, classes: list[str]) -> str:
+    return "no class" if owner is None else classes[owner]
 
 
 def _class_view(
@@ -117,6 +138,7 @@ def _class_view(
     prototypes: list[Json],
     classes: list[str],
     pictures: Pictures,
+    picture: Picture,
 ) -> ClassView:
     position = 0.0
     terms = []
@@ -128,13 +150,13 @@ def _class_view(
             Term(
                 rank=rank,
                 prototype=term["prototype"],
-                prototype_class="no class" if owner is None else classes[owner],
-                own=owner == part["class"],
+                prototype_class=_class_name(owner, classes),
+                own=owner in (None, part["class"]),
                 similarity=term["similarity"],
                 weight=term["weight"],
                 contribution=term["contribution"],
                 box=Box.of(term["box"]),
-                heat=pictures.uri(term["heatmap"]),
+                heat=pictures.heat(term["heatmap"], picture),
                 source=None if source is None else pictures[source["image"]],
                 source_box=None if source is None else Box.of(source["box"]),
                 bar=scale.bar(position, position + term["contribution"]),

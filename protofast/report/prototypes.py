@@ -61,7 +61,7 @@ class PrototypeView:
         picture: Its source image, or, if it was not projected, the nearest training image; None
             without any.
         box: Where it looks on that picture.
-        heat: Data URI of its heat map on the source image.
+        heat: Id of its heat map on the source image.
         search: What the search box looks at, in lower case.
     """
 
@@ -79,6 +79,7 @@ class PrototypeView:
     of: int
     flags: list[Flag]
     same_as: list[int]
+    same_as_count: int
     search: str
 
     @property
@@ -119,7 +120,7 @@ def _view(entry: Json, classes: list[str], pictures: Pictures) -> PrototypeView:
         weight=entry["weight"],
         picture=picture,
         box=box,
-        heat=pictures.uri(entry["heatmap"]),
+        heat=None if picture is None else pictures.heat(entry["heatmap"], picture),
         source=source,
         nearest_train=near["train"],
         nearest_test=near["test"],
@@ -127,6 +128,7 @@ def _view(entry: Json, classes: list[str], pictures: Pictures) -> PrototypeView:
         of=int(entry["of"]),
         flags=flags,
         same_as=[int(other) for other in entry["same_as"]],
+        same_as_count=int(entry.get("same_as_count", len(entry["same_as"]))),
         search=search.lower(),
     )
 

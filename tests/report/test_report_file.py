@@ -224,7 +224,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run: Path, name: str, con
 def test_half_a_last_line_is_normal(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "epo')
-    assert "damaged" not in _page(run).text
+    assert "damaged line" not in _page(run).text
 
 
 def test_files_outside_the_run_are_not_embedded(run: Path) -> None:
@@ -256,3 +256,93 @@ def test_an_older_report_stays_if_the_new_one_cannot_be_written(run: Path) -> No
     path.rmdir()
     path.write_bytes(before)
     assert build_report(run).read_bytes() == before
+
+
+def test_explanations_of_the_latest_are_out_of_date_if_another_is_the_best(run: Path) -> None:
+    best = (run / "checkpoints" / "best").read_text().strip()
+    names = [path.stem for path in (run / "checkpoints").glob("*.safetensors")]
+    latest = next(name for name in names if name != best)
+    (run / "checkpoints" / "latest").write_text(latest + "\n")
+    assert "Out of date" not in _page(run).text
+    _edit(run / "explanations" / "summary.json", checkpoint={"name": latest, "sha256": None})
+    text = _page(run).text
+    assert f"the explanations below are of checkpoint {latest}, and the run's is now {best}" in text
+    assert f"checkpoint {latest}, the numbers of the evaluation of checkpoint {best}" in text
+    (run / "checkpoints" / "best").unlink()
+    text = _page(run).text
+    assert "Out of date: the explanations" not in text
+    assert f"the numbers of the evaluation below are of checkpoint {best}" in text
+
+
+def test_predictions_that_are_not_explained_are_not_denied(run: Path) -> None:
+    _edit(run / "explanations" / "summary.json", predictions=[], test={"images": 32, "right": 31})
+    text = _page(run).text
+    assert "31 test images were classified rightly; none of them is explained here" in text
+    assert "1 test image was classified wrongly; none of them is explained here" in text
+    _edit(run / "explanations" / "summary.json", test={"images": 32, "right": 32})
+    assert "No test image was classified wrongly." in _page(run).text
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        ((12, 0), "(its receptive field). What lies"),
+        ((12, 4), "(its receptive field). 4 of the 12 cells see the whole image. What lies"),
+        ((12, 12), "(its receptive field). All cells see the whole image. What lies"),
+        (None, "(its receptive field). What lies"),
+    ],
+)
+def test_what_a_cell_sees_is_said(run: Path, cells: tuple[int, int] | None, sentence: str) -> None:
+    path = run / "explanations" / "summary.json"
+    summary = json.loads(path.read_text())
+    assert summary["model"]["receptive_field"]["cells"] == 12
+    field = {"size": 400, "jump": 16}
+    field |= {} if cells is None else dict(zip(("cells", "whole"), cells, strict=True))
+    summary["model"]["receptive_field"] = field
+    path.write_text(json.dumps(summary))
+    assert sentence in _page(run).text
+
+
+def test_each_heat_map_is_embedded_once(explained: Path) -> None:
+    html = (explained / "report.html").read_text(encoding="utf-8")
+    uris = re.findall(r'href="(data:image/png[^"]+)"', html)
+    summary = json.loads((explained / "explanations" / "summary.json").read_text())
+    names = {entry["heatmap"] for entry in summary["prototypes"]} | {
+        term["heatmap"]
+        for prediction in summary["predictions"]
+        for part in prediction["classes"]
+        for term in part["shown"]
+    }
+    assert len(uris) == len(names)
+    used = re.findall(r'<use class="heat" href="#(h\d+)"', html)
+    assert set(used) == set(re.findall(r'<image id="(h\d+)"', html))
+
+
+def test_the_most_activated_prototypes_are_named(explained: Path) -> None:
+    summary = json.loads((explained / "explanations" / "summary.json").read_text())
+    text = _page(explained).text
+    for prediction in summary["predictions"]:
+        first = prediction["activated"][0]
+        found = f"whatever they speak for: {first['prototype']} ({first['similarity']:.2f})"
+        assert found in text
+
+
+def test_prototypes_without_classes_are_nobodys_strangers(run: Path) -> None:
+    path = run / "explanations" / "summary.json"
+    summary = json.loads(path.read_text())
+    for prototype in summary["prototypes"]:
+        prototype["class"] = prototype["weight"] = None
+    for prediction in summary["predictions"]:
+        for found in prediction["activated"]:
+            found["class"] = None
+        for part in prediction["classes"]:
+            part["own"]["prototypes"] = 10
+            part["others"] = {"prototypes": 0, "contribution": 0.0}
+    path.write_text(json.dumps(summary))
+    page = _page(run)
+    assert "other prototypes" in page.text
+    assert "of this class" not in page.text
+    assert "of other classes" not in page.text
+    classes = " ".join(attributes.get("class") or "" for _, attributes in page.tags).split()
+    assert "stranger" not in classes
+    assert "foreign" not in classes
