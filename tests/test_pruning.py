@@ -153,6 +153,7 @@ def test_useless_options_and_images(case):
     model, features, labels = case
     with pytest.raises(ValueError, match=r"threshold must lie in 1...k = 6; got 7"):
         prune_prototypes(model, [], threshold=7)
+    model.check_images(features)  # the first ones, whose range alone is looked at
     features[9] = torch.nan
     with pytest.raises(DataError, match="image 9 of the set"):
         prune_prototypes(model, batches_of(features, labels, 16))

@@ -11,7 +11,12 @@ from protofast.cli.errors import one_line
 from protofast.cli.runs import load
 from protofast.data import load_image
 from protofast.errors import DataError, SettingsError
-from protofast.explain import Explanation, explain_image, save_explanation_figure
+from protofast.explain import (
+    Evidence,
+    Explanation,
+    explain_image,
+    save_explanation_figure,
+)
 from protofast.training import LoadedModel, RunFolder
 
 
@@ -26,7 +31,8 @@ def explain_files(
 ) -> int:
     """Prints a table for each image and writes a figure of it.
 
-    A file that cannot be read is named on standard error, and the others are still explained.
+    A file that cannot be read or explained is named on standard error, and the others are still
+    explained.
 
     Args:
         folder: The run.
@@ -37,7 +43,7 @@ def explain_files(
         out: Folder of the figures; None for the current one.
 
     Returns:
-        The exit code: 1 if an image could not be read.
+        The exit code: 1 if an image could not be read or explained.
 
     Raises:
         SettingsError: The figures would land among the images that the run is trained or tested on.
@@ -55,8 +61,14 @@ def explain_files(
             print_error(one_line(error))
             code = EXIT_FAILED
             continue
-        explanation = explain_image(model, pixels, top=top)
+        try:
+            explanation = explain_image(model, pixels, top=top)
+        except DataError as error:  # it does not know the file
+            print_error(f"{file}: {one_line(error)}")
+            code = EXIT_FAILED
+            continue
         _print(file, name, explanation, loaded)
+        _print_activated(explanation, loaded)
         save_explanation_figure(
             figure, explanation, loaded.classes, run_folder=folder.path, checkpoint=name
         )
@@ -93,21 +105,41 @@ def _print(file: Path, checkpoint: str, explanation: Explanation, loaded: Loaded
     rows = [
         [
             f"prototype {term.evidence.prototype}",
-            f"row {term.evidence.row}, column {term.evidence.column}",
+            _where(term.evidence),
             f"{term.evidence.similarity:.3f}",
             f"{term.weight:+.3f}",
             f"{term.contribution:+.3f}",
         ]
         for term in best.shown
     ]
-    for words, rest in (("of its own", best.own), ("of other classes", best.others)):
+    own = "more of its own" if loaded.model.prototype_class is not None else "more"
+    for words, rest in ((own, best.own), ("more of other classes", best.others)):
         if rest.prototypes:
-            rows.append(
-                [f"{rest.prototypes} more {words}", "", "", "", f"{rest.contribution:+.3f}"]
-            )
+            rows.append([f"{rest.prototypes} {words}", "", "", "", f"{rest.contribution:+.3f}"])
     rows.append(["logit", "", "", "", f"{best.logit:+.3f}"])
     print_table(
         f"{file} ({checkpoint}): {loaded.classes[best.class_index]}, {best.probability:.1%}",
         ["", "where", "similarity", "x weight", "= contribution"],
         rows,
     )
+
+
+def _print_activated(explanation: Explanation, loaded: LoadedModel) -> None:
+    """Which prototypes the image activates most, whatever they speak for, as a table."""
+    print_table(
+        "most activated prototypes",
+        ["", "of", "where", "similarity"],
+        [
+            [
+                f"prototype {found.prototype}",
+                "-" if found.prototype_class is None else loaded.classes[found.prototype_class],
+                _where(found),
+                f"{found.similarity:.3f}",
+            ]
+            for found in explanation.activated
+        ],
+    )
+
+
+def _where(found: Evidence) -> str:
+    return f"row {found.row}, column {found.column}"

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from protofast.errors import RunFolderError, SettingsError, command_line
-from protofast.explain.files import FOLDER, Json, read_summary
+from protofast.explain.files import FOLDER, SUMMARY, Json, read_summary
 from protofast.explain.local import Box, ClassExplanation, Explanation, Term
 from protofast.explain.pictures import coloured, picture
 from protofast.files import write_atomically
@@ -108,6 +108,16 @@ def save_prototype_figure(
         raise RunFolderError(
             f"{folder}: not explained yet; do it with: {command_line('explain', folder)}"
         )
+    try:
+        return _draw_prototype(path, folder, summary, prototype, nearest)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(
+            f"{folder / FOLDER / SUMMARY}: not what protofast writes ({type(error).__name__}: "
+            f"{error}); make it again with: {command_line('explain', folder)}"
+        ) from error
+
+
+def _draw_prototype(path: Path, folder: Path, summary: Json, prototype: int, nearest: int) -> Path:
     if not 0 <= prototype < len(summary["prototypes"]):
         raise SettingsError(
             f"prototype {prototype}: the run has prototypes 0 to {len(summary['prototypes']) - 1}"
@@ -118,7 +128,7 @@ def save_prototype_figure(
         for which, words in (("train", "training"), ("test", "test"))
     ]
     step = 1.25
-    width = 2 * _MARGIN + max(nearest, 3) * step
+    width = 2 * _MARGIN + max(3, *(len(near) for _, near in rows)) * step
     with _drawing(width, 2 * _MARGIN + 2.55 + len(rows) * 1.75) as canvas:
         owner = entry["class"]
         title = f"Prototype {prototype}"
@@ -143,7 +153,7 @@ def save_prototype_figure(
                 image = summary["images"][row["image"]]
                 shown = _stored(folder, summary, row["image"])
                 canvas.picture(x, y + 0.12, 1.12, shown, image["size"], box=tuple(row["box"]))
-                color = _SOFT if image["label"] == owner else _AGAINST
+                color = _SOFT if owner in (None, image["label"]) else _AGAINST
                 name = _name(summary["classes"][image["label"]], 20)
                 canvas.text(x, y + 1.36, name, size=7, color=color)
             y += 1.75
@@ -165,7 +175,7 @@ def _draw_class(
     canvas.text(x, y + 0.08, question, size=10, weight="bold")
     canvas.text(x, y + 0.26, f"logit {part.logit:.2f}, {part.probability:.1%}", color=_SOFT)
     y += 0.38
-    largest = max((abs(term.contribution) for term in part.shown), default=1.0)
+    largest = max((abs(term.contribution) for term in part.shown), default=0.0) or 1.0
     for term in part.shown:
         owner = term.evidence.prototype_class
         stranger = owner is not None and owner != part.class_index
@@ -173,7 +183,8 @@ def _draw_class(
         name += f" of {_name(classes[owner], 24)}" if stranger and owner is not None else ""
         _draw_term(canvas, x, y, term, name, largest, explanation, crops)
         y += _ROW
-    for rest, words in ((part.own, "other prototypes of it"), (part.others, "of other classes")):
+    own = "other prototypes" if _classless(explanation) else "other prototypes of it"
+    for rest, words in ((part.own, own), (part.others, "of other classes")):
         if rest.prototypes:
             canvas.text(x, y + 0.08, f"{rest.prototypes} {words}", color=_SOFT)
             canvas.text(x + 4.9, y + 0.08, f"{rest.contribution:+.2f}", align="right")
@@ -210,6 +221,11 @@ def _draw_term(
     canvas.text(x + 4.9, y + 0.3, f"= {term.contribution:.2f}", align="right", weight="bold")
     length = (x + 4.9 - beside) * abs(term.contribution) / largest
     canvas.bar(beside, y + 0.46, length, _FOR if term.contribution > 0 else _AGAINST)
+
+
+def _classless(explanation: Explanation) -> bool:
+    """Whether the model's prototypes belong to no class."""
+    return all(found.prototype_class is None for found in explanation.activated)
 
 
 def _height(part: ClassExplanation) -> float:
@@ -367,8 +383,13 @@ def _stored(folder: Path, summary: Json, key: str) -> Picture:
 
 
 def _open(path: Path, mode: str) -> Picture:
-    with Image.open(path) as image:
-        return np.asarray(image.convert(mode))
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode))
+    except OSError as error:  # gone, or no picture
+        raise RunFolderError(
+            f"{path}: cannot be read ({error}); explain the run again with: protofast explain"
+        ) from error
 
 
 def _checked(path: Path | str) -> Path:

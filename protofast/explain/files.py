@@ -21,23 +21,28 @@ whose value is unknown holds null.
   shows the explanations compares both with the run's checkpoint: other weights have other
   explanations.
 - ``classes``: names. ``set_sizes``: {"train": n, "test": n}.
-- ``model``: ``input_size`` [S, T], ``channels``, ``grid`` [H, W], ``prototypes``,
-  ``largest_similarity`` met, ``receptive_field`` null or {"size", "jump"} in pixels.
+- ``model``: ``input_size`` [S, T], ``channels``, ``grid`` [H, W] (null where images differ in
+  size), ``prototypes``, ``largest_similarity`` met, ``receptive_field`` null or {"size", "jump" (in
+  pixels), "cells" of the grid, "whole" (how many of them see the whole image)}.
 - ``heatmap``: ``interpolation``, ``percentile`` of the box.
 - ``images``: {"train-12": {"set", "index", "name", "label", "file", "size": [S, T]}}.
 - ``prototypes``: a list in order of {"prototype", "class" (null where prototypes have none),
   "weight" of its own class, "source": null if not projected, or {"image" (a key of images), "row",
-  "column", "box", "distance", "similarity", "moved"}, "crop", "heatmap" (files; null without a
-  picture), "nearest": {"train": [...], "test": [...]}, each {"image", "box", "distance",
-  "similarity"}, nearest first, "wins": for how many training images of its class it is the most
-  similar prototype of that class, "of": how many such images there are, "flags": of ``duplicate``,
-  ``never_wins``, ``collapsed``, ``empty_class``, ``not_projected``, "same_as": prototypes with the
-  same source patch or nearly the same vector}.
+  "column", "box" (around that place), "distance" and "moved" (before and by the projection),
+  "similarity" (to that patch as it is now), "apart" (length of prototype minus patch, relative to
+  the prototypes' length)}, "crop", "heatmap" (files; null without a picture), "nearest": {"train":
+  [...], "test": [...]}, each {"image", "box", "distance", "similarity"}, nearest first, "wins": for
+  how many training images of its class it is the most similar prototype of that class, "of": how
+  many such images there are, "flags": of ``duplicate``, ``never_wins``, ``collapsed``,
+  ``empty_class``, ``not_projected``, "same_as": the first 12 prototypes with the same source patch
+  or nearly the same vector, "same_as_count": how many there are}.
 - ``test``: {"images", "right"}. ``sampling``: {"seed", "right", "wrong"}, the last two in words.
 - ``predictions``: a list of {"image", "label", "predicted", "right", "classes": [{"class", "logit",
   "probability", "shown": [{"prototype", "similarity", "distance", "weight", "contribution", "row",
-  "column", "box", "heatmap"}], "own": {"prototypes", "contribution"}, "others": {...}}]}:
-  contributions shown, ``own`` and ``others`` add up to the logit.
+  "column", "box", "heatmap"}], "own": {"prototypes", "contribution"}, "others": {...}}],
+  "activated": [{"prototype", "class", "similarity", "row", "column", "box"}]}: contributions shown,
+  ``own`` and ``others`` add up to the logit; ``activated`` are the prototypes with the largest
+  similarities, whatever their class and weight.
 - ``notes``: sentences for the reader, such as that the model was never projected.
 """
 

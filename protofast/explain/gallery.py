@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from protofast.errors import RunFolderError
 from protofast.explain.album import Album
 from protofast.explain.files import Json
 from protofast.explain.local import unit_contributions
-from protofast.explain.passes import Spot, TrainingFacts
-from protofast.explain.pictures import crop_png, heatmap_png
+from protofast.explain.passes import SourceSpot, Spot, TrainingFacts
+from protofast.explain.pictures import crop_png
 from protofast.models.protocol import Output, PrototypeModel
 from protofast.pruning import NearestImages
+from protofast.sameness import nearly_same
 
-# Two prototypes are nearly the same: length of their difference, relative to their usual length.
-_SAME = 1e-3
+_SAME_SHOWN = 12  # of the prototypes that one is the same as: it may be thousands
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,14 @@ class Gallery:
 
     Attributes:
         sources: Where they come from.
-        source_spots: Where they look on their source image, with heat map; None without a source.
+        source_spots: What has become of their source patch; None without a source.
         nearest: Per set, the nearest images.
         nearest_spots: Per set, where they look on these, by (prototype, image).
         facts: How they share the training images.
     """
 
     sources: Sequence[Source | None]
-    source_spots: Sequence[Spot | None]
+    source_spots: Sequence[SourceSpot | None]
     nearest: Mapping[str, NearestImages]
     nearest_spots: Mapping[str, Mapping[tuple[int, int], Spot]]
     facts: TrainingFacts
@@ -119,14 +118,12 @@ def describe(
     gallery: Gallery,
     model: PrototypeModel,
     album: Album,
-    columns: int,
     add: Callable[[str, bytes], None],
 ) -> list[Json]:
     """The list ``prototypes`` of the summary; pictures go to ``add``."""
     weights = own_weights(model)
     classes = None if model.prototype_class is None else model.prototype_class.tolist()
-    same = _same_patch(gallery.sources)
-    collapsed = nearly_same(model.prototypes)
+    alike = likenesses(model.prototypes, gallery.sources)
     entries = []
     for j, source in enumerate(gallery.sources):
         spot = gallery.source_spots[j]
@@ -140,20 +137,22 @@ def describe(
             "nearest": {name: _nearest(gallery, name, j, album) for name in ("train", "test")},
             "wins": int(gallery.facts.wins[j]),
             "of": int(gallery.facts.of[j]),
-            "flags": _flags(gallery, j, same[j], collapsed[j]),
-            "same_as": sorted({*same[j], *collapsed[j]}),
+            "flags": _flags(gallery, j, alike[j]),
+            "same_as": alike[j].first,
+            "same_as_count": alike[j].count,
         }
-        if source is not None and spot is not None and spot.heatmap is not None:
+        if source is not None and spot is not None:
             entry["crop"], entry["heatmap"] = f"prototypes/{j}.png", f"prototypes/{j}-heat.png"
             add(entry["crop"], crop_png(album.sets["train"].image(source.image), spot.box))
-            add(entry["heatmap"], heatmap_png(spot.heatmap))
+            add(entry["heatmap"], spot.heatmap)
             entry["source"] = {
                 "image": album.key("train", source.image),
-                "row": source.location // columns,
-                "column": source.location % columns,
+                "row": source.location // spot.columns,
+                "column": source.location % spot.columns,
                 "box": list(spot.box),
                 "distance": source.distance,
                 "similarity": finite(spot.similarity),
+                "apart": finite(spot.apart),
                 "moved": source.moved,
             }
         entries.append(entry)
@@ -180,17 +179,43 @@ def own_weights(model: PrototypeModel) -> Tensor | None:
     return weights[model.prototype_class, torch.arange(count, device=device)].cpu()
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """Which other prototypes a prototype is the same as.
+
+    Attributes:
+        duplicate: Whether one of them comes from the same patch of the same image.
+        collapsed: Whether one of them, from another patch, is nearly the same vector.
+        first: The first of either kind.
+        count: How many there are.
+    """
+
+    duplicate: bool
+    collapsed: bool
+    first: list[int]
+    count: int
+
+
 @torch.no_grad()
-def nearly_same(prototypes: Tensor) -> list[list[int]]:
-    """For every prototype of [P, D], the others that are nearly the same vector."""
-    vectors = prototypes.detach().float()
-    near = _SAME * vectors.square().sum(dim=1).mean().sqrt()
-    found: list[list[int]] = []
-    for rows in vectors.split(256):
-        pairs = torch.cdist(rows, vectors, compute_mode="donot_use_mm_for_euclid_dist") <= near
-        for row in pairs.cpu():
-            own = len(found)
-            found.append([other for other in row.nonzero()[:, 0].tolist() if other != own])
+def likenesses(prototypes: Tensor, sources: Sequence[Source | None]) -> list[Likeness]:
+    """Which others of [P, D] each prototype is the same as."""
+    patches: dict[tuple[int, int], int] = {}
+    # The number of each prototype's patch; without one, a number of its own.
+    keys = [
+        -1 - j if source is None else patches.setdefault((source.image, source.location), j)
+        for j, source in enumerate(sources)
+    ]
+    patch = torch.tensor(keys, device=prototypes.device)  # [P]
+    found: list[Likeness] = []
+    for start, near in nearly_same(prototypes):
+        own = torch.arange(start, start + len(near), device=near.device)
+        same = patch[own, None] == patch  # [n, P]
+        same[torch.arange(len(own)), own] = near[torch.arange(len(own)), own] = False
+        duplicate, collapsed = same.any(dim=1).tolist(), (near & ~same).any(dim=1).tolist()
+        either = (near | same).cpu()
+        for row, others in enumerate(either):
+            first: list[int] = others.nonzero()[:_SAME_SHOWN, 0].tolist()
+            found.append(Likeness(duplicate[row], collapsed[row], first, int(others.sum())))
     return found
 
 
@@ -214,12 +239,12 @@ def _nearest(gallery: Gallery, set_name: str, prototype: int, album: Album) -> l
     return rows
 
 
-def _flags(gallery: Gallery, prototype: int, same: list[int], near: list[int]) -> list[str]:
+def _flags(gallery: Gallery, prototype: int, alike: Likeness) -> list[str]:
     facts = gallery.facts
     flags = []
-    if same:
+    if alike.duplicate:
         flags.append("duplicate")
-    if set(near) - set(same):
+    if alike.collapsed:
         flags.append("collapsed")
     if int(facts.of[prototype]) > 0 and int(facts.wins[prototype]) == 0:
         flags.append("never_wins")
@@ -228,17 +253,3 @@ def _flags(gallery: Gallery, prototype: int, same: list[int], near: list[int]) -
     if gallery.sources[prototype] is None:
         flags.append("not_projected")
     return flags
-
-
-def _same_patch(sources: Sequence[Source | None]) -> list[list[int]]:
-    """For every prototype, the others that come from the same patch of the same image."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for j, source in enumerate(sources):
-        if source is not None:
-            groups[(source.image, source.location)].append(j)
-    return [
-        []
-        if source is None
-        else [other for other in groups[(source.image, source.location)] if other != j]
-        for j, source in enumerate(sources)
-    ]

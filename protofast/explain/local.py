@@ -1,9 +1,15 @@
 """Why a model decided as it did on one image: "this looks like that", in numbers that add up.
 
 The logit of a class is the sum over all prototypes of similarity times weight (Chen et al. 2019,
-section 2.1; the last layer has no bias). An explanation shows the largest of these contributions,
-each with the place in the image it comes from, and what all others add together, so that the reader
-sees the whole logit and not a selection that flatters it.
+section 2.1; the last layer has no bias). An explanation shows the prototypes that speak for the
+class, those with a positive weight, by what they contribute, each with the place in the image it
+comes from, and what all others add together, so that the reader sees the whole logit and not a
+selection that flatters it.
+
+It is the weight that says what a prototype speaks for, not the sign of its contribution: a
+similarity may be negative everywhere (`linear` is minus the distance), and then the contribution of
+the most similar prototype of the class is the one nearest to 0 from below, while a dissimilar
+prototype of another class contributes a large positive number.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from protofast.errors import DataError
 from protofast.heatmaps import high_activation_boxes, upsample
 from protofast.models.protocol import Output, PrototypeModel
 from protofast.scan import evaluating
@@ -73,8 +80,9 @@ class ClassExplanation:
         class_index: The class.
         logit: As the model computed it.
         probability: Softmax over all classes.
-        shown: The largest contributions that speak for the class (above 0), largest first.
-        own: All other prototypes of this class.
+        shown: The prototypes that speak for the class (weight above 0) and contribute most, the
+            largest contribution first.
+        own: All other prototypes of this class, or all others where prototypes have no class.
         others: All prototypes of other classes that are not shown.
         contributions: [P] float64, of every prototype.
     """
@@ -139,6 +147,7 @@ def explain_image(
 
     Raises:
         ValueError: ``image`` has another shape or number of channels than the model takes.
+        DataError: The logits are not finite.
     """
     if image.dim() != 3:
         raise ValueError(f"image must be [channels, S, T], got shape {tuple(image.shape)}")
@@ -155,7 +164,12 @@ def explain_images(
     classes: int = 2,
     labels: Sequence[int] | None = None,
 ) -> list[Explanation]:
-    """As :func:`explain_image` for images [N, channels, S, T], in one pass on the device."""
+    """As :func:`explain_image` for images [N, channels, S, T], in one pass on the device.
+
+    Raises:
+        ValueError: As there.
+        DataError: An image gives logits that are not finite; it is named by its number.
+    """
     _check(model, images, top=top, classes=classes, labels=labels)
     if len(images) == 0:
         return []
@@ -165,9 +179,11 @@ def explain_images(
     with evaluating(model):
         features = model.features(pixels)
         output = model.classify(features)
+        _check_logits(output.logits)
         chosen = _classes(output.logits, classes, labels)  # [N, K]
         contributions, weights = _terms(model, output, chosen)  # [N, K, P] both
-        best = contributions.argsort(dim=2, descending=True, stable=True)[:, :, :top]  # [N, K, k]
+        speaks_for = contributions.masked_fill(~(weights > 0), -torch.inf)
+        best = speaks_for.argsort(dim=2, descending=True, stable=True)[:, :, :top]  # [N, K, k]
         active = output.activations.argsort(dim=1, descending=True, stable=True)[:, :top]  # [N, k]
         index = torch.cat((best.flatten(1), active), dim=1)  # [N, M]
         maps = model.similarity_map(features, index)  # [N, M, H, W]
@@ -240,13 +256,12 @@ class _Reader:
         terms = tuple(
             Term(found, float(weights[found.prototype]), float(contributions[found.prototype]))
             for found in evidence
-            if float(contributions[found.prototype]) > 0
+            if float(weights[found.prototype]) > 0
         )
         rest = torch.ones(len(contributions), dtype=torch.bool)
         rest[[term.evidence.prototype for term in terms]] = False
-        if self.prototype_class is None:
-            own = torch.zeros_like(rest)
-        else:
+        own = rest
+        if self.prototype_class is not None:
             own = rest & (self.prototype_class == class_index)
         others = rest & ~own
         return ClassExplanation(
@@ -276,6 +291,16 @@ def _check(
         raise ValueError(f"{len(images)} images but {len(labels)} labels")
     if labels is not None and not all(0 <= label < model.num_classes for label in labels):
         raise ValueError(f"labels must be in 0 … {model.num_classes - 1}, got {list(labels)}")
+
+
+def _check_logits(logits: Tensor) -> None:
+    bad = (~logits.isfinite().all(dim=1)).nonzero()[:, 0]
+    if len(bad):
+        which = "the image" if len(logits) == 1 else f"image {int(bad[0])} of the {len(logits)}"
+        raise DataError(
+            f"{which} gives logits that are not finite, which cannot be explained; look at its "
+            "pixels, and at the model's weights (a training that diverged)"
+        )
 
 
 def _classes(logits: Tensor, count: int, labels: Sequence[int] | None) -> Tensor:

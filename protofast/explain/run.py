@@ -17,9 +17,11 @@ from protofast.explain.files import FORMAT, Json, Writer, checkpoint_identity
 from protofast.explain.gallery import Gallery, Source, describe, finite, read_rows, sources_of
 from protofast.explain.passes import (
     Decisions,
+    SourceSpot,
     Spot,
     batches_of,
     decisions,
+    source_spots,
     spots,
     training_facts,
 )
@@ -32,11 +34,17 @@ from protofast.explain.samples import (
 )
 from protofast.heatmaps import INTERPOLATION, PERCENTILE
 from protofast.models.protocol import PrototypeModel
+from protofast.models.receptive_field import ReceptiveField
 from protofast.pruning import NearestImages, nearest_images
 from protofast.scan import evaluating
 
 # How many nearest images are shown of each prototype, so that the report can still be sent around.
-_NEAREST, _NEAREST_OF_MANY, _MANY = 5, 3, 300
+_NEAREST = ((300, 5), (1000, 3))  # up to so many prototypes: so many images
+_NEAREST_OF_MANY = 2
+
+# A prototype no longer equals its patch: what is beyond the differences between devices (whose
+# rounding is 1e-3 of a feature's length at most), relative to the prototypes' length.
+_APART = 1e-2
 
 Progress = Callable[[str, int, int], None]  # called with (what is done, images done, images in all)
 
@@ -68,7 +76,7 @@ def explain_run(
         checkpoint: Name of the checkpoint the weights come from (stem of its file), written down
             so that the report can tell whether the explanations still belong to the run.
         nearest: How many nearest training and test images are shown of each prototype; by default
-            5, or 3 if there are more than 300 prototypes.
+            5, 3 if there are more than 300 prototypes, 2 if there are more than 1,000.
         samples: How many right predictions are explained, and how many wrong ones.
         top: How many prototypes are shown per explained class.
         seed: Key of the random sample.
@@ -89,7 +97,8 @@ def explain_run(
     """
     run_folder = Path(run_folder)
     if nearest is None:
-        nearest = _NEAREST if model.num_prototypes <= _MANY else _NEAREST_OF_MANY
+        few = (shown for most, shown in _NEAREST if model.num_prototypes <= most)
+        nearest = next(few, _NEAREST_OF_MANY)
     _check(model, splits, nearest=nearest, samples=samples)
     report = progress or _silent
     with Writer(run_folder) as writer:
@@ -104,7 +113,7 @@ def explain_run(
         )
         gallery = _gallery(model, splits, sources, nearest, batch_size, report)
         grid = _grid(model, splits.project)
-        entries = describe(gallery, model, album, grid[1], writer.add)
+        entries = describe(gallery, model, album, writer.add)
         right = choose_right(found, samples, seed=seed)
         wrong = choose_wrong(found, samples)
         predictions = describe_predictions(
@@ -124,7 +133,7 @@ def explain_run(
             "test": {"images": len(splits.test), "right": _right(found)},
             "sampling": {"seed": seed, "right": RIGHT_RULE, "wrong": WRONG_RULE},
             "predictions": predictions,
-            "notes": _notes(sources, entries),
+            "notes": _notes(gallery),
         }
         return writer.finish(summary)
 
@@ -183,7 +192,6 @@ def _nearest_spots(
         image_set,
         [image for _, image in pairs],
         [prototype for prototype, _ in pairs],
-        heatmaps=False,
         batch_size=batch_size,
     )
     return dict(zip(pairs, found, strict=True))
@@ -191,18 +199,26 @@ def _nearest_spots(
 
 def _source_spots(
     model: PrototypeModel, sources: list[Source | None], splits: Splits, batch_size: int
-) -> list[Spot | None]:
-    projected = [j for j, source in enumerate(sources) if source is not None]
-    images = [source.image for source in sources if source is not None]
-    found: list[Spot | None] = [None] * len(sources)
-    shown = spots(model, splits.project, images, projected, heatmaps=True, batch_size=batch_size)
-    for j, spot in zip(projected, shown, strict=True):
+) -> list[SourceSpot | None]:
+    projected = [(j, source) for j, source in enumerate(sources) if source is not None]
+    found: list[SourceSpot | None] = [None] * len(sources)
+    shown = source_spots(
+        model,
+        splits.project,
+        [source.image for _, source in projected],
+        [j for j, _ in projected],
+        [source.location for _, source in projected],
+        batch_size=batch_size,
+    )
+    for (j, _), spot in zip(projected, shown, strict=True):
         found[j] = spot
     return found
 
 
-def _grid(model: PrototypeModel, image_set: ImageSet) -> tuple[int, int]:
-    """(H, W) of the latent grid."""
+def _grid(model: PrototypeModel, image_set: ImageSet) -> tuple[int, int] | None:
+    """(H, W) of the latent grid; None where images, and so their grids, differ in size."""
+    if image_set.size is None:
+        return None
     device = model.prototypes.device
     (batch,) = batches_of(image_set.subset([0]), 1)
     with evaluating(model):
@@ -212,7 +228,9 @@ def _grid(model: PrototypeModel, image_set: ImageSet) -> tuple[int, int]:
     return height, width
 
 
-def _model_entry(model: PrototypeModel, grid: tuple[int, int], prototypes: list[Json]) -> Json:
+def _model_entry(
+    model: PrototypeModel, grid: tuple[int, int] | None, prototypes: list[Json]
+) -> Json:
     field = model.receptive_field()
     near = [
         row["similarity"]
@@ -223,15 +241,22 @@ def _model_entry(model: PrototypeModel, grid: tuple[int, int], prototypes: list[
     return {
         "input_size": list(model.input_size),
         "channels": model.num_channels,
-        "grid": list(grid),
+        "grid": None if grid is None else list(grid),
         "prototypes": model.num_prototypes,
         "largest_similarity": finite(max(near, default=None)),
-        "receptive_field": None if field is None else {"size": field.size, "jump": field.jump},
+        "receptive_field": None if field is None else _field_entry(field),
     }
 
 
-def _notes(sources: list[Source | None], prototypes: list[Json]) -> list[str]:
+def _field_entry(field: ReceptiveField) -> Json:
+    cells, (height, width) = field.grid[0] * field.grid[1], field.image
+    whole = sum(field.box(location) == (0, 0, width, height) for location in range(cells))
+    return {"size": field.size, "jump": field.jump, "cells": cells, "whole": whole}
+
+
+def _notes(gallery: Gallery) -> list[str]:
     """What the reader must know to judge the prototypes."""
+    sources = gallery.sources
     missing = sum(source is None for source in sources)
     if missing == len(sources):
         return [
@@ -244,22 +269,13 @@ def _notes(sources: list[Source | None], prototypes: list[Json]) -> list[str]:
             f"{missing} of {len(sources)} prototypes have no source patch, because their class had "
             "no training images."
         )
-    moved = sum(_strayed(entry) for entry in prototypes)
-    if moved:
+    strayed = sum(spot is not None and spot.apart > _APART for spot in gallery.source_spots)
+    if strayed:
         notes.append(
-            f"{moved} of {len(sources)} prototypes are no longer most similar to the patch they "
-            "were projected on: the network or the images have changed since the projection."
+            f"{strayed} of {len(sources)} prototypes no longer equal the patch they were projected "
+            "on: the network or the images have changed since the projection. Project again."
         )
     return notes
-
-
-def _strayed(entry: Json) -> bool:
-    """Whether some training image is clearly more similar to a prototype than its own source."""
-    source, nearest = entry["source"], entry["nearest"]["train"]
-    if source is None or not nearest:
-        return False
-    largest, own = nearest[0]["similarity"], source["similarity"]
-    return largest is not None and own is not None and largest - own > 1e-3 * max(1.0, abs(largest))
 
 
 def _right(found: Decisions) -> int:
@@ -276,6 +292,11 @@ def _check(model: PrototypeModel, splits: Splits, *, nearest: int, samples: int)
             raise DataError(
                 f"the {name} images have {image_set.channels} channel(s), the model takes "
                 f"{model.num_channels}; open the data with channels={model.num_channels}"
+            )
+        if len(image_set.classes) != model.num_classes:
+            raise DataError(
+                f"the {name} images have {len(image_set.classes)} classes, the model knows "
+                f"{model.num_classes}; open the data that it was trained on"
             )
 
 

@@ -8,7 +8,14 @@ import numpy as np
 
 from protofast.explain.album import Album
 from protofast.explain.files import Json
-from protofast.explain.local import ClassExplanation, Explanation, Remainder, Term, explain_images
+from protofast.explain.local import (
+    ClassExplanation,
+    Evidence,
+    Explanation,
+    Remainder,
+    Term,
+    explain_images,
+)
 from protofast.explain.passes import Decisions, batches_of
 from protofast.explain.pictures import heatmap_png
 from protofast.models.protocol import PrototypeModel
@@ -88,6 +95,18 @@ def _describe(
         "predicted": explanation.predicted,
         "right": explanation.label == explanation.predicted,
         "classes": classes,
+        "activated": [_evidence_entry(found) for found in explanation.activated],
+    }
+
+
+def _evidence_entry(found: Evidence) -> Json:
+    return {
+        "prototype": found.prototype,
+        "class": found.prototype_class,
+        "similarity": found.similarity,
+        "row": found.row,
+        "column": found.column,
+        "box": list(found.box),
     }
 
 

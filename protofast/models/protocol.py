@@ -193,7 +193,7 @@ class PrototypeModel(nn.Module, ABC):
             least, largest = (float(value) for value in images.detach().aminmax())
         except RuntimeError:  # fake tensors and function transforms hide the values
             return
-        if least < -0.5 or largest > 1.5:
+        if not (least >= -0.5 and largest <= 1.5):  # so that NaN is out of range, too
             raise ValueError(
                 f"images must lie in [0, 1]; got values from {least:.4g} to {largest:.4g}: the "
                 "model normalises inside, so pass them as they are, and bytes divided by 255"

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SAME = 1e-3  # length of a difference, relative to the prototypes' root mean square length
+from protofast.sameness import nearly_same
+
 _CONSTANT = 1e-6  # standard deviation of a channel whose values lie in [0, 1]
 _SHOWN = 8  # how many examples a message names
 
@@ -56,16 +57,9 @@ def duplicates(images: Tensor, locations: Tensor) -> list[list[int]]:
 
 def collapsed(prototypes: Tensor) -> list[list[int]]:
     """Groups of prototypes [P, D] that are nearly the same vector."""
-    vectors = prototypes.detach().to(torch.float32)
-    near = _SAME * vectors.square().sum(1).mean().sqrt()
-    group_of = list(range(len(vectors)))
-    for start in range(0, len(vectors), 1024):  # [1024, P] at a time
-        pairs = torch.cdist(
-            vectors[start : start + 1024],
-            vectors,
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
-        rows, columns = (pairs <= near).nonzero(as_tuple=True)
+    group_of = list(range(len(prototypes)))
+    for start, near in nearly_same(prototypes):
+        rows, columns = near.nonzero(as_tuple=True)
         for row, column in zip((rows + start).tolist(), columns.tolist(), strict=True):
             if column < row:
                 group_of[row] = min(group_of[row], group_of[column])

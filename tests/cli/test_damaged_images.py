@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Place, command
+
+from protofast.training import RunFolder
 
 
 def _corrupt(file: Path) -> str:
@@ -88,3 +91,15 @@ def test_loose_images(place: Place, tmp_path: Path) -> None:
     answer = command("explain", place.run, good, "--out", good)
     assert "there is a file where a folder is needed" in answer.error
     assert sorted(os.listdir(folder)) == ["0.jpg", "1.jpg", "2.jpg", good.name]
+
+
+def test_an_image_that_gives_no_finite_logits_is_named(place: Place, tmp_path: Path) -> None:
+    run = RunFolder.open(place.run)
+    checkpoint, tensors, facts = run.read("best")
+    (name,) = (name for name in tensors if name.endswith("last_layer.weight"))
+    tensors[name][0, 0] = torch.nan
+    run.write(checkpoint, tensors, facts)
+    answer = command("explain", place.run, place.photo(), "--out", tmp_path)
+    assert answer.code == 1
+    assert answer.error.startswith(f"{place.photo()}: the image gives logits that are not finite")
+    assert list(tmp_path.glob("*.png")) == []

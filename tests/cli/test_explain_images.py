@@ -1,6 +1,7 @@
 """`protofast explain RUN IMAGE`: what it prints, and where its figures go."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -69,13 +70,16 @@ def test_no_figure_replaces_a_file_that_is_there(place: Place, here: Path) -> No
 
 def test_the_table_of_an_explanation_adds_up(place: Place, tmp_path: Path) -> None:
     text = command("explain", place.run, place.photo(), "--out", tmp_path, "--top", "1").done()
-    title, _, *rows, logit, figure = text.splitlines()
+    title, _, *rows, logit, heading, columns, activated, figure = text.splitlines()
     assert title.startswith(f"{place.photo()} (")
     assert title.split(": ")[1].split(",")[0] in ("albatross", "booby & tern", "crow")
     assert rows[0].startswith("prototype ")
     assert [row.split()[1] for row in rows[1:]] == ["more", "more"]
     parts = [float(row.split()[-1]) for row in rows]
     assert sum(parts) == pytest.approx(float(logit.split()[-1]), abs=0.002)
+    assert heading == "most activated prototypes"
+    assert columns.split() == ["of", "where", "similarity"]
+    assert re.fullmatch(r"prototype \d+ +(albatross|booby & tern|crow) .*\d\.\d{3}", activated)
     assert figure == f"figure: {tmp_path / place.photo().stem}-explained.png"
 
 

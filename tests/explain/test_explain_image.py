@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from protofast.errors import DataError
 from protofast.explain import Explanation, explain_image, explain_images
 from protofast.models import Output, ProtoPNet, PrototypeModel, build_backbone
 
@@ -28,7 +29,9 @@ def _adds_up(explanation: Explanation) -> None:
         for term in part.shown:
             product = term.evidence.similarity * term.weight
             assert math.isclose(term.contribution, product, rel_tol=1e-6, abs_tol=1e-9)
-            assert term.contribution > 0
+            assert term.weight > 0
+        order = [term.contribution for term in part.shown]
+        assert order == sorted(order, reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,45 @@ def test_a_prototype_that_is_the_patch_has_the_largest_similarity() -> None:
     first = explain_image(model, image).activated[0]
     assert (first.prototype, first.row, first.column, first.distance) == (5, 2, 1, 0.0)
     assert first.similarity == pytest.approx(math.log(1 / 1e-4))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"similarity": "exp"},
+        {"similarity": "linear"},
+        {"metric": "l2", "similarity": "linear"},
+        {"metric": "dot", "similarity": "linear"},
+        {"metric": "cosine", "similarity": "linear"},
+    ],
+    ids=str,
+)
+def test_what_is_shown_for_a_class_is_what_looks_most_like_it(options: dict[str, Any]) -> None:
+    model = _model(**options).eval()
+    model.reset_last_layer()  # 1 to the own class, -0.5 to the others
+    images = torch.rand(4, 3, 64, 64)
+    activations = model(images).activations.detach()
+    for n, explanation in enumerate(explain_images(model, images, top=2, classes=4)):
+        for part in explanation.classes:
+            own = (model.prototype_class == part.class_index).nonzero()[:, 0]
+            ranked = own[activations[n, own].argsort(descending=True)]
+            shown = [term.evidence.prototype for term in part.shown]
+            assert shown == ranked[:2].tolist()
+            assert (part.own.prototypes, part.others.prototypes) == (1, 9)
+
+
+def test_what_is_not_finite_is_not_explained() -> None:
+    image = torch.rand(3, 64, 64)
+    image[1, 5, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]; got values from nan"):
+        explain_image(_model(), image)
+    model = _model()
+    explain_image(model, torch.rand(3, 64, 64))  # the range is looked at once
+    with pytest.raises(DataError, match=r"^the image gives logits that are not finite"):
+        explain_image(model, image)
+    with pytest.raises(DataError, match="image 1 of the 3 gives logits"):
+        explain_images(model, torch.stack([torch.rand(3, 64, 64), image, image]))
 
 
 def test_bytes_and_numbers_mean_the_same_image() -> None:
@@ -178,5 +220,5 @@ class _Shared(PrototypeModel):
 def test_prototypes_without_classes_are_explained_through_the_protocol() -> None:
     explanation = explain_image(_Shared(), torch.rand(3, 8, 8), top=2)
     _adds_up(explanation)
-    assert all(part.own.prototypes == 0 for part in explanation.classes)
+    assert all(part.others.prototypes == 0 for part in explanation.classes)  # there is no other
     assert explanation.activated[0].prototype_class is None

@@ -11,14 +11,18 @@ import torch
 from explained_run import copy_run, explain_tiny, train_tiny
 from PIL import Image
 
-from protofast.data import Batches, MemoryImageSet, Splits
+from protofast.data import Batches, ImageSet, MemoryImageSet, Splits
 from protofast.errors import DataError, RunFolderError
 from protofast.explain import explain_run
 from protofast.explain.album import longest_side
 from protofast.explain.files import read_summary
+from protofast.explain.gallery import Likeness, Source, likenesses
 from protofast.explain.passes import Decisions, training_facts
+from protofast.explain.pictures import jpeg
 from protofast.explain.samples import choose_right, choose_wrong
+from protofast.projection import project_prototypes
 from protofast.pruning import nearest_images
+from protofast.report import build_report
 from protofast.training import RunFolder
 from protofast.training.health import own_class_winners
 
@@ -180,6 +184,85 @@ def test_images_that_changed_since_the_projection_are_noticed(
     assert "changed since the projection" in summary["notes"][0]
 
 
+def test_a_network_that_changed_since_the_projection_is_noticed(
+    trained: Trained, explained: Path, tmp_path: Path
+) -> None:
+    run, data = RunFolder.open(copy_run(explained, tmp_path / "copy")), trained[1]
+    name = run.resolve("best")
+    rows = run.read(name)[2]["prototypes"]
+    model = run.load_model(name).model
+    changed = 5.0 * torch.linspace(-1, 1, model.add_on[-2].bias.numel())
+    with torch.no_grad():
+        model.add_on[-2].bias += changed
+    explain_run(run.path, model, data, checkpoint=name, prototypes=rows, samples=0)
+    summary = read_summary(run.path)
+    assert summary is not None
+    assert summary["notes"][0].startswith("12 of 12 prototypes no longer equal the patch")
+    for prototype, row in zip(summary["prototypes"], rows, strict=True):
+        source = prototype["source"]
+        pixels = data.project.image(row["image_index"])[None] / 255
+        with torch.no_grad():
+            features = model.eval().features(pixels)
+            index = torch.tensor([[prototype["prototype"]]])
+            there = model.similarity_map(features, index)[0, 0, row["row"], row["col"]]
+        assert source["similarity"] == pytest.approx(float(there), rel=1e-4)
+        assert source["apart"] > 0.1
+        x0, y0, x1, y1 = source["box"]  # holds the middle of the patch's cell
+        assert x0 <= (row["col"] + 0.5) * 64 / features.shape[3] <= x1
+        assert y0 <= (row["row"] + 0.5) * 48 / features.shape[2] <= y1
+    rows[3] = rows[3] | {"location": 99}
+    with pytest.raises(RunFolderError, match="prototype 3 comes from location 99"):
+        explain_run(run.path, model, data, checkpoint=name, prototypes=rows)
+
+
+def test_images_of_different_sizes_have_places_of_their_own(
+    trained: Trained, explained: Path, tmp_path: Path
+) -> None:
+    run = RunFolder.open(copy_run(explained, tmp_path / "copy"))
+    images = _Cropped(trained[1].project)
+    splits = Splits(images, images, images)
+    name = run.resolve("best")
+    model = run.load_model(name).model
+    found = project_prototypes(model, Batches(images, 1))
+    rows = [
+        {"image_index": int(image), "image": images.names[int(image)], "location": int(location)}
+        for image, location in zip(found.images, found.locations, strict=True)
+    ]
+    explain_run(run.path, model, splits, checkpoint=name, prototypes=rows, samples=1)
+    summary = read_summary(run.path)
+    assert summary is not None
+    assert summary["model"]["grid"] is None
+    assert summary["notes"] == []
+    widths = set()
+    for prototype, row in zip(summary["prototypes"], rows, strict=True):
+        with torch.no_grad():
+            pixels = images.image(row["image_index"])[None] / 255
+            width = model.features(pixels).shape[3]
+        widths.add(width)
+        source = prototype["source"]
+        assert source["row"] * width + source["column"] == row["location"]
+        assert source["column"] < width
+    assert len(widths) > 1
+    build_report(run.path)
+
+
+class _Cropped(ImageSet):
+    """Every other image is half as wide."""
+
+    def __init__(self, images: ImageSet) -> None:
+        super().__init__(
+            classes=images.classes,
+            labels=images.labels.tolist(),
+            names=images.names,
+            channels=3,
+            size=None,
+        )
+        self._images = images
+
+    def image(self, index: int) -> torch.Tensor:
+        return self._images.image(index)[:, :, : 64 >> index % 2]
+
+
 def test_flags_name_duplicates_and_empty_classes(
     trained: Trained, explained: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +322,10 @@ def test_problems_are_said_in_one_line(trained: Trained, tmp_path: Path) -> None
     empty = data.test.subset([])
     with pytest.raises(DataError, match="no test images"):
         explain_run(run.path, model, Splits(data.train, data.project, empty), checkpoint="x")
+    more = MemoryImageSet(data.test.pixels, source=data.test)
+    more.classes = (*more.classes, "a fifth")
+    with pytest.raises(DataError, match="the test images have 5 classes, the model knows 4"):
+        explain_run(run.path, model, Splits(data.train, data.project, more), checkpoint="x")
     with torch.no_grad():
         model.last_layer.weight[0, 0] = torch.nan
     with pytest.raises(DataError, match="not finite"):
@@ -255,6 +342,40 @@ def test_problems_are_said_in_one_line(trained: Trained, tmp_path: Path) -> None
         read_summary(bad)
 
 
+@pytest.mark.parametrize(("part", "number"), [("project", 7), ("test", 3)])
+def test_an_image_that_the_model_cannot_cope_with_is_named(
+    trained: Trained, explained: Path, tmp_path: Path, part: str, number: int
+) -> None:
+    run, data = RunFolder.open(copy_run(explained, tmp_path / "copy")), trained[1]
+    model = run.load_model("best").model
+    images = getattr(data, part)
+    whole, spoilt = model.features, images.image(number)[None] / 255
+
+    def features(batch: torch.Tensor) -> torch.Tensor:
+        found = whole(batch).detach().clone()
+        found[(batch == spoilt).flatten(1).all(dim=1)] = torch.inf  # far from all: logits of 0
+        return found
+
+    model.features = features  # type: ignore[method-assign]
+    with pytest.raises(DataError) as caught:
+        explain_run(run.path, model, data, checkpoint="x")
+    said = f"features or distances that are not finite for image {images.names[number]};"
+    assert said in str(caught.value)
+
+
+def test_thousands_that_are_the_same_are_counted_and_not_listed() -> None:
+    vectors = torch.zeros(600, 4)
+    vectors[300:] = torch.rand(300, 4) + 1
+    sources = [Source(j // 2, 5, None, None) if j >= 298 else None for j in range(600)]
+    alike = likenesses(vectors, sources)
+    assert [len(one.first) for one in alike] == [12] * 300 + [1] * 300
+    assert alike[0].first == list(range(1, 13))
+    assert alike[5].first == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
+    assert (alike[0].count, alike[0].duplicate, alike[0].collapsed) == (299, False, True)
+    assert (alike[298].count, alike[298].duplicate, alike[298].collapsed) == (299, True, True)
+    assert alike[301] == Likeness(True, False, [300], 1)
+
+
 def test_what_a_killed_process_left_is_swept_away(
     trained: Trained, explained: Path, tmp_path: Path
 ) -> None:
@@ -267,10 +388,14 @@ def test_what_a_killed_process_left_is_swept_away(
     assert [path.name for path in folder.glob(".explanations*")] == [mine.name]
 
 
-def test_many_pictures_become_small() -> None:
-    assert longest_side(10) == 224
-    assert longest_side(100_000) == 80
-    assert 80 < longest_side(1500) < 224
+@pytest.mark.parametrize("pictures", [10, 1_200, 3_000, 8_000])
+def test_many_pictures_become_small(trained: Trained, pictures: int) -> None:
+    side = longest_side(pictures)
+    assert 48 <= side <= 224
+    images = trained[1].project
+    some = [jpeg(images.image(index), longest=side) for index in range(0, 40, 8)]
+    assert pictures * sum(map(len, some)) / len(some) < 10.5e6
+    assert longest_side(100_000) == 48
 
 
 def test_progress_reaches_its_end(trained: Trained, explained: Path, tmp_path: Path) -> None:

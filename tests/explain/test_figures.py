@@ -1,13 +1,17 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
 import torch
+from explained_run import copy_run
 from PIL import Image
 
 from protofast.data import Splits, load_image
 from protofast.errors import RunFolderError, SettingsError
 from protofast.explain import explain_image, save_explanation_figure, save_prototype_figure
+from protofast.models import ProtoPNet, build_backbone
 from protofast.training import RunFolder
 
 HOSTILE = ["$x_{", "a" * 300, "鳥 \u202e<b>\n\x00", "\ud800 &amp;"]
@@ -66,6 +70,35 @@ def test_a_prototype_is_drawn_with_what_lies_near(explained: Path, tmp_path: Pat
         save_prototype_figure(path, explained, 12)
     with pytest.raises(SettingsError, match="must end in"):
         save_prototype_figure(tmp_path / "p.jpeg", explained, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("nearest", {}), ("class", 99), ("source", {"image": "train-0"}), ("nearest", None)],
+)
+def test_a_damaged_summary_is_named(explained: Path, tmp_path: Path, key: str, value: Any) -> None:
+    run = copy_run(explained, tmp_path / "run")
+    path = run / "explanations" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["prototypes"][2][key] = value
+    path.write_text(json.dumps(summary))
+    with pytest.raises(RunFolderError, match=r"summary\.json: not what .* protofast explain"):
+        save_prototype_figure(tmp_path / "p.png", run, 2)
+    (run / "explanations" / "prototypes" / "1-heat.png").write_bytes(b"no picture")
+    with pytest.raises(RunFolderError, match=r"1-heat\.png: cannot be read"):
+        save_prototype_figure(tmp_path / "p.png", run, 1)
+
+
+def test_similarities_that_are_all_0_can_be_drawn(tmp_path: Path) -> None:
+    model = ProtoPNet(
+        build_backbone("small"), num_classes=2, prototypes_per_class=1, depth=4, similarity="linear"
+    ).eval()
+    image = torch.rand(3, 48, 48)
+    with torch.no_grad():
+        model.prototypes[:] = model.features(image[None])[0, :, 1, 1]
+    explanation = explain_image(model, image)
+    assert explanation.classes[0].shown[0].contribution == 0
+    assert save_explanation_figure(tmp_path / "p.png", explanation, ["a", "b"]).is_file()
 
 
 def test_a_run_that_was_not_explained_is_named(
