@@ -68,9 +68,9 @@ def alignment_step(
         weigh_by_mask: count cells by how much of them is shown (as in the released code); else all
             cells equally.
         detach_target: let the gradient flow through the second pass alone.
-        update_statistics: whether the second pass counts in the running statistics of batch norm
-            (as in the released code). It normalises by its own batch in any case, as long as the
-            model is in train mode; `chunk` decides how large that is.
+        update_statistics: whether the second pass counts in the running statistics of normalising
+            layers (as in the released code). In train mode batch norm normalises by its own batch
+            in any case; `chunk` decides how large that is.
         chunk: views in one forward pass at most; None for all.
         memory: where views lie from step to step; take the next step after the backward of this
             one. None takes fresh memory.
@@ -89,7 +89,7 @@ def alignment_step(
         masks = images.new_empty((*index.shape, *images.shape[2:]), dtype=torch.bool)
         return AlignmentStep(first_maps.sum(), first_maps, first_maps, masks)
     masks = torch.empty((*index.shape, *images.shape[2:]), dtype=torch.bool, device=images.device)
-    with _batch_norm(model, update_statistics):
+    with _running_statistics(model, update_statistics):
         parts = [
             model.similarity_map(model.features(views), some.reshape(-1, 1)).squeeze(1)
             for views, some in _views(
@@ -166,7 +166,7 @@ def _blocks(images: int, each: int, chunk: int) -> Iterator[tuple[slice, slice]]
 
 
 @contextmanager
-def _batch_norm(model: nn.Module, update: bool) -> Iterator[None]:
+def _running_statistics(model: nn.Module, update: bool) -> Iterator[None]:
     """While this holds, forward passes leave the running statistics alone unless `update`.
 
     They go to copies: the buffers themselves are not written to, so that a backward of an earlier
@@ -175,7 +175,7 @@ def _batch_norm(model: nn.Module, update: bool) -> Iterator[None]:
     held: list[tuple[nn.Module, str, Tensor]] = []
     if not update:
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
                 for name, buffer in module.named_buffers(recurse=False):
                     held.append((module, name, buffer))
                     setattr(module, name, buffer.clone())

@@ -112,7 +112,7 @@ struct UpsampledMap {
       const int32_t end = start + strip < height ? start + strip : height;
       Tap<Compute> taps[kCount];
       for (int i = 0; i < kCount; ++i) taps[i] = columns[x + i];
-      Compute above[kCount], below[kCount];
+      Compute above[kCount] = {}, below[kCount] = {};
       int32_t first = -1;
       PROTOFAST_ROLLED for (int32_t y = start; y < end; ++y) {
         const Tap<Compute> row = rows[y];
