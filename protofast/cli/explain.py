@@ -37,7 +37,10 @@ def explain(
     seed: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Key of the random sample of predictions.", show_default=str(SEED)
+            metavar="N",
+            min=0,
+            help="Key of the random sample of predictions.",
+            show_default=str(SEED),
         ),
     ] = None,
     out: Annotated[

@@ -136,7 +136,7 @@ def _to_tensor(pixels: Pixels) -> Tensor:
 
 
 def _decode_jpeg(data: bytes, channels: int, file: Path) -> Pixels | None:
-    """The pixels, or None for what needs Pillow: rotated, CMYK, or oddly put together."""
+    """The pixels, or None for what needs Pillow: CMYK, or oddly put together."""
     wanted = "GRAY" if channels == 1 else "RGB"
     try:
         colorspace = simplejpeg.decode_jpeg_header(data)[2]
@@ -149,9 +149,9 @@ def _decode_jpeg(data: bytes, channels: int, file: Path) -> Pixels | None:
                 f"{file}: damaged or truncated ({complaint}); copy the file again or remove it"
             ) from None
         return None
-    if wanted == "CMYK" or _exif_orientation(data) != 1:
+    if wanted == "CMYK":
         return None
-    return pixels[:, :, 0] if channels == 1 else pixels
+    return _upright(pixels[:, :, 0] if channels == 1 else pixels, _exif_orientation(data))
 
 
 def _is_damage(complaint: str, data: bytes) -> bool:
@@ -168,6 +168,17 @@ def _is_damage(complaint: str, data: bytes) -> bool:
     before_end = data[: data.rfind(b"\xff\xd9")]
     zeros = len(before_end) - len(before_end.rstrip(b"\0"))
     return zeros > int(stray[1]) + _ZEROS
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """The pixels as they should be seen; orientation as in EXIF, 1 to 8."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _exif_orientation(data: bytes) -> int:

@@ -57,6 +57,7 @@ def test_help_does_not_wait_for_what_training_imports() -> None:
         ("prune", "run", "--k", "0"),
         ("prune", "run", "--k", "2", "--threshold", "3"),
         ("explain", "run", "--top", "0"),
+        ("explain", "run", "--seed", "-1"),
         ("evaluate", "run", "--threads", "0"),
         ("evaluate", "run", "--bogus"),
         ("report", "run", "again"),

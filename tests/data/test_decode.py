@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from protofast.data import decode_image, load_image, resize_image
 from protofast.errors import DataError
@@ -76,6 +76,9 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     }[orientation]
     assert pixels.shape == ((3, 8, 16) if orientation < 5 else (3, 16, 8))
     assert corner(pixels) == place
+    pillow = ImageOps.exif_transpose(Image.open(file))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.array(pillow))
+    assert decode_image(file, 1).shape[1:] == pixels.shape[1:]
 
 
 def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
