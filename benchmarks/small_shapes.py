@@ -1,9 +1,10 @@
-"""Every operator once on a GPU, forward and backward, on small shapes: for compute-sanitizer.
+"""Every operator on a GPU, on every path, forward and backward, small shapes: for compute-sanitizer.
 
 The shapes are awkward on purpose: one location, one image, sizes that no tile divides.
 """
 
 import itertools
+import os
 
 import torch
 
@@ -22,6 +23,15 @@ PAIRS = (("squared_l2", "log"), ("l2", "exp"), ("dot", "linear"), ("cosine", "li
 
 
 def main() -> None:
+    modern = torch.cuda.get_device_capability() >= (8, 0)
+    for path in ("plain", "tensor_cores") if modern else ("plain",):
+        os.environ["PROTOFAST_GPU"] = path
+        run_all()
+    torch.cuda.synchronize()
+    print("all operators ran")
+
+
+def run_all() -> None:
     for (n, p, d, h, w), dtype in itertools.product(SHAPES, DTYPES):
         torch.manual_seed(0)
         features = torch.rand(n, d, h, w, device="cuda").to(dtype)
@@ -36,8 +46,6 @@ def main() -> None:
             for chosen in (None, index):
                 distances = distance_map(maps, prototypes, index=chosen)
                 torch.autograd.grad(distances.sum(), (maps, prototypes))
-    torch.cuda.synchronize()
-    print("all operators ran")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,9 @@ Plan plan_for(
     Precision precision = Precision::kFloat32,
     Number number = Number::kFloat32
 ) {
-  const Problem sizes{number, number, problem.shape.depth, problem.shape.locations()};
+  const Problem sizes{
+      problem.metric, number, number, problem.shape.depth, problem.shape.locations()
+  };
   return make_plan("tensor_cores", [] { return true; }, precision, refine, sizes);
 }
 
@@ -358,7 +360,7 @@ TEST(an_image_has_the_same_bits_in_every_batch) {
 TEST(plans) {
   const auto has = [] { return true; };
   const auto has_not = [] { return false; };
-  const Problem problem{Number::kFloat32, Number::kFloat32, 128, 49};
+  const Problem problem{Metric::kSquaredL2, Number::kFloat32, Number::kFloat32, 128, 49};
   const auto plan = [&](const char* wanted, const Problem& sizes) {
     return make_plan(wanted, has, Precision::kFloat32, Refine::kAuto, sizes);
   };
@@ -367,11 +369,27 @@ TEST(plans) {
   CHECK(split.settle_places && split.refine_below > 0 && split.refine_below < 1);
   CHECK(plan("plain", problem).path == Path::kPlain);
   CHECK(plan(nullptr, problem).path == kPreferredPath && plan("", problem).path == kPreferredPath);
-  CHECK(plan("tensor_cores", {Number::kFloat64, Number::kFloat32, 128, 49}).path == Path::kPlain);
-  CHECK(plan("tensor_cores", {Number::kFloat16, Number::kFloat64, 128, 49}).path == Path::kPlain);
-  CHECK(plan("tensor_cores", {Number::kBfloat16, Number::kFloat32, 128, 49}).planes == 2);
-  CHECK(plan("tensor_cores", {Number::kFloat16, Number::kFloat16, 128, 49}).planes == 2);
-  CHECK(plan("tensor_cores", {Number::kFloat32, Number::kFloat32, 1, 1}).planes == 2);
+  CHECK(
+      plan("tensor_cores", {Metric::kDot, Number::kFloat64, Number::kFloat32, 128, 49}).path ==
+      Path::kPlain
+  );
+  CHECK(
+      plan("tensor_cores", {Metric::kDot, Number::kFloat16, Number::kFloat64, 128, 49}).path ==
+      Path::kPlain
+  );
+  CHECK(
+      plan("tensor_cores", {Metric::kDot, Number::kBfloat16, Number::kFloat32, 128, 49}).planes == 2
+  );
+  CHECK(
+      plan("tensor_cores", {Metric::kDot, Number::kFloat16, Number::kFloat16, 128, 49}).planes == 2
+  );
+  CHECK(plan("tensor_cores", {Metric::kDot, Number::kFloat32, Number::kFloat32, 1, 1}).planes == 2);
+  for (const Metric metric : {Metric::kL2, Metric::kCosine}) {
+    CHECK(
+        plan("tensor_cores", {metric, Number::kFloat32, Number::kFloat32, 128, 49}).refine_below ==
+        INFINITY
+    );
+  }
   for (const Refine refine : {Refine::kAuto, Refine::kAlways, Refine::kNever}) {
     const Plan half = make_plan("tensor_cores", has, Precision::kHalf, refine, problem);
     CHECK(half.planes == 1 && !half.settle_places);

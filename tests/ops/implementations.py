@@ -41,6 +41,11 @@ class Implementation:
     distance_tolerance = 1e-6
     similarity_tolerance = 1e-6
 
+    @property
+    def refines_always(self) -> bool:
+        """Whether every distance is a direct difference; else those far from 0 are not."""
+        return self.distance_tolerance <= 1e-6
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """While this holds, `torch.ops.protofast` on `device` is this implementation."""

@@ -42,11 +42,13 @@ Tensor new_pairs(const Tensor& features, const Tensor& prototypes, ScalarType dt
 Plan plan_for(
     const Tensor& features,
     const Tensor& prototypes,
+    Metric metric,
     Precision precision,
     Refine refine,
     const Stream& stream
 ) {
   const Problem problem{
+      metric,
       number_of(features.scalar_type()),
       number_of(prototypes.scalar_type()),
       features.size(1),
@@ -96,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch(
       features.size(0),
       prototypes.size(0)
   };
-  const Plan plan = plan_for(features, prototypes, selection, refinement, stream);
+  const Plan plan = plan_for(features, prototypes, forward.metric, selection, refinement, stream);
   if (plan.path == Path::kTensorCores) {
     const int64_t bytes = tensor_cores_workspace(forward, plan).bytes;
     const Tensor workspace = new_workspace(features, bytes);
@@ -153,7 +155,9 @@ struct Patches {
 
 // Buckets come with the tensor cores' path: like it, no GPU has run them yet (plan.h).
 bool wants_buckets(const Tensor& features, const Tensor& prototypes, const Stream& stream) {
-  const Plan plan = plan_for(features, prototypes, Precision::kFloat32, Refine::kAuto, stream);
+  const Plan plan = plan_for(
+      features, prototypes, Metric::kSquaredL2, Precision::kFloat32, Refine::kAuto, stream
+  );
   return plan.path == Path::kTensorCores &&
          buckets_fit(features.size(2) * features.size(3), prototypes.size(0));
 }

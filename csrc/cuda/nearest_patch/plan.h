@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "cuda/metrics.cuh"
 #include "cuda/numbers.h"
 
 namespace protofast::cuda {
@@ -32,6 +33,7 @@ constexpr int64_t kMostDepth = 1 << 20, kMostLocations = 1 << 24;  // counted in
 inline const char* name_of(Path path) { return path == Path::kPlain ? "plain" : "tensor_cores"; }
 
 struct Problem {
+  Metric metric;
   Number features, prototypes;
   int64_t depth, locations;
 };
@@ -76,7 +78,11 @@ inline Plan tensor_cores_plan(Precision precision, Refine refine, const Problem&
   plan.error = selection_error(plan.planes, problem.depth);
   plan.settle_places = refine != Refine::kNever;
   if (refine == Refine::kAlways) plan.refine_below = always;
-  if (refine == Refine::kAuto) plan.refine_below = plan.error / kWorthRefining;
+  if (refine == Refine::kAuto) {
+    // The gradients of l2 and cosine take the distance itself: it must be better than 1e-4.
+    const bool in_gradients = problem.metric == Metric::kL2 || problem.metric == Metric::kCosine;
+    plan.refine_below = in_gradients ? always : plan.error / kWorthRefining;
+  }
   return plan;
 }
 
