@@ -1,4 +1,4 @@
-"""Every operator on a GPU, on every path, forward and backward, small shapes: for compute-sanitizer.
+"""Every operator on a GPU, by every path, both ways, on small shapes: for compute-sanitizer.
 
 The shapes are awkward on purpose: one location, one image, sizes that no tile divides.
 """
