@@ -5,13 +5,14 @@ each [N, P]: squared distance to the nearest patch and its log-similarity. All o
 or float64 for float64 inputs; features in half precision are converted first, as protofast does.
 """
 
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protofast import nearest_patch
+from protofast import PrototypeLayer, nearest_patch
 
 Layer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 EPS = 1e-4
@@ -23,6 +24,34 @@ def ours(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     """protofast's operator."""
     found = nearest_patch(features, prototypes)
     return found.activations, found.distances
+
+
+class _Frozen:
+    """protofast's layer with its prototypes packed once: for inference, forward alone."""
+
+    def __init__(self) -> None:
+        self._layer: PrototypeLayer | None = None
+
+    def __call__(self, features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+        if self._layer is None:
+            layer = PrototypeLayer(*prototypes.shape).to(prototypes)
+            with torch.no_grad():
+                layer.prototypes.copy_(prototypes)
+            self._layer = layer.eval().freeze()
+        found = self._layer(features)
+        return found.activations, found.distances
+
+
+def _tensor_cores(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """protofast's operator on a GPU by the path that is not taken unless it is asked for."""
+    before = os.environ.get("PROTOFAST_GPU")
+    os.environ["PROTOFAST_GPU"] = "tensor_cores"
+    try:
+        return ours(features, prototypes)
+    finally:
+        del os.environ["PROTOFAST_GPU"]
+        if before is not None:
+            os.environ["PROTOFAST_GPU"] = before
 
 
 def original(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,28 +139,27 @@ class _Chunked(torch.autograd.Function):
         return grad_features, grad_prototypes
 
 
-def compiled(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """torch.compile of the best eager form, for exactly these shapes; `fresh` makes it so."""
-    return _compiled(features, prototypes)
+def _compiled() -> Layer:
+    """torch.compile of the best eager form, for the shapes that it is first called with alone."""
+    torch.compiler.reset()
+    compiled: Layer = torch.compile(eager, dynamic=False, fullgraph=True)
+    return compiled
 
 
 def fresh(name: str) -> Layer:
-    """The layer called `name`; `compiled` forgets the shapes it was compiled for before."""
-    global _compiled
-    if name == "compiled":
-        torch.compiler.reset()
-        _compiled = torch.compile(eager, dynamic=False, fullgraph=True)
-    return LAYERS[name]
+    """The layer called `name`, without what it kept of other inputs."""
+    return _LAYERS[name]()
 
 
-_compiled: Layer = eager
-LAYERS: dict[str, Layer] = {
-    "ours": ours,
-    "original": original,
-    "eager": eager,
-    "batched": batched,
-    "chunked": chunked,
-    "compiled": compiled,
+_LAYERS: dict[str, Callable[[], Layer]] = {
+    "ours": lambda: ours,
+    "frozen": _Frozen,
+    "tensor_cores": lambda: _tensor_cores,
+    "original": lambda: original,
+    "eager": lambda: eager,
+    "batched": lambda: batched,
+    "chunked": lambda: chunked,
+    "compiled": _compiled,
 }
 
 

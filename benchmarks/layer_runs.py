@@ -87,8 +87,9 @@ def runs(*, quick: bool, device: str) -> list[Run]:
         return _cuda_runs(quick)
     if quick:
         quick_layers = ("ours", "original", "eager", "chunked", "compiled")
-        found = _group(HEADLINE, "forward", quick_layers, memory=True)
-        found += _group(HEADLINE, "both", quick_layers, memory=True)
+        found = _group(HEADLINE, "forward", quick_layers)
+        found += _group(HEADLINE, "both", quick_layers[:2], memory=True)
+        found += _group(HEADLINE, "both", quick_layers[2:])
         for shape in QUICK_SWEEP:
             found += _group(shape, "both", ("ours", "original", "eager", "chunked"))
         return found
@@ -99,13 +100,14 @@ def runs(*, quick: bool, device: str) -> list[Run]:
             # The original would take 4.9 GB and half a minute here, and loses everywhere.
             slow = shape.N * shape.P >= 256 * 2000
             baselines = [name for name in BASELINES if not (slow and name == "original")]
-            found += _group(shape, steps, ("ours", *baselines))
+            frozen = ("frozen",) if steps == "forward" and shape.N <= 4 else ()
+            found += _group(shape, steps, ("ours", *frozen, *baselines))
     return found + _variants()
 
 
 def _goal_runs(steps: str) -> list[Run]:
     """The rows of the table of goals."""
-    found = _group(HEADLINE, steps, ("ours", *BASELINES), memory=True)
+    found = _group(HEADLINE, steps, ("ours", *BASELINES), memory=steps == "both")
     found += _group(FINE, steps, ("ours", "original", "eager", "chunked", "compiled"))
     found += _group(DEEP, steps, ("ours", "original", "eager", "chunked", "compiled"))
     many = ("ours", "eager", "chunked", "compiled")
@@ -128,7 +130,7 @@ def _variants() -> list[Run]:
 
 
 def _cuda_runs(quick: bool) -> list[Run]:
-    layers = ("ours", "original", "eager", "compiled")
+    layers = ("ours", "tensor_cores", "original", "eager", "compiled")
     shapes = (HEADLINE, MANY) if quick else (HEADLINE, FINE, DEEP, MANY, *SWEEP)
     found = []
     for shape in shapes:
@@ -137,7 +139,7 @@ def _cuda_runs(quick: bool) -> list[Run]:
             found += _group(shape, steps, layers, device="cuda", memory=memory)
     for shape in (HEADLINE, DEEP, MANY):
         for steps in ("forward", "both"):
-            half = ("ours", "eager") if quick else ("ours", "eager", "compiled")
+            half = ("ours", "tensor_cores", "eager", *(() if quick else ("compiled",)))
             found += _group(shape, steps, half, device="cuda", dtype="bfloat16")
     return found
 

@@ -16,6 +16,7 @@ from goals import (
     MEGABYTE,
     NAMES,
     STEPS,
+    VARIANTS,
     Verdict,
     best_baseline,
     in_words,
@@ -153,7 +154,8 @@ def _layers(results: Results, device: str) -> str:
     groups = [group for group in results.groups(device) if _is_plain(group["ours"])]
     if not groups:
         return ""
-    layers = [name for name in NAMES if any(name in group for group in groups)]
+    names = (*NAMES, *VARIANTS)
+    layers = [name for name in names if any(name in group for group in groups)]
     ceiling = results.fma_peak() if device == "cpu" else None
     rows = [_layer_row(group, layers, ceiling) for group in groups]
     head = ("step", "N", "P", "D", "grid", *layers, "**ours**", "spread", "rate", "best / ours")
@@ -162,7 +164,7 @@ def _layers(results: Results, device: str) -> str:
     text = "Milliseconds, float32, NCHW. `rate`: GFLOP/s of the forward products"
     text += ", and that as a part of the multiply-add peak. " if ceiling else ". "
     text += "`spread`: ours, between the quartiles. `best / ours`: above 1, ours is faster than "
-    text += "every baseline.\n\n"
+    text += "every baseline. `frozen`: ours with the prototypes packed once, for inference.\n\n"
     if device == "cpu":
         text += f"Never slower: {verdict.theirs}, {verdict.ours}; {verdict.reached}.\n\n"
     return f"## The layer on the {place}\n\n{text}" + table(head, rows)

@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from protofast.ops import distance_map, nearest_patch
+from protofast.ops import distance_map, masked_view, nearest_patch
 
 SHAPES = (  # N, P, D, H, W
     (1, 1, 1, 1, 1),
@@ -46,6 +46,9 @@ def run_all() -> None:
             for chosen in (None, index):
                 distances = distance_map(maps, prototypes, index=chosen)
                 torch.autograd.grad(distances.sum(), (maps, prototypes))
+        images = torch.rand(n, 3, 30, 17, device="cuda").to(dtype).requires_grad_()
+        views = masked_view(images, features[:, :4], fill=(0.5, 0.4, 0.3)).views
+        torch.autograd.grad(views.sum(), images)
 
 
 if __name__ == "__main__":

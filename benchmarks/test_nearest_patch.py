@@ -57,6 +57,6 @@ def test_nearest_patch(benchmark: Any, run: Run, quick: bool) -> None:
         check(run, step(), expected)
         if run.device == "cuda":
             step = captured(step)
-        measure(benchmark, step, seconds=0.2 if quick else 0.5)
+        measure(benchmark, step, seconds=0.2 if quick else 0.4)
     if run.memory:
         benchmark.extra_info["peak_bytes"] = peak_bytes(run)

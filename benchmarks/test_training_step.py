@@ -23,6 +23,8 @@ IMAGES, SIZE, CLASSES = 32, 224, 200
 
 @pytest.mark.parametrize("layer", ["original", "ours"])
 def test_training_step(benchmark: Any, device: str, layer: str, quick: bool) -> None:
+    if quick:
+        pytest.skip("not in the quick selection")
     torch.manual_seed(0)
     model = ProtoPNet(
         backbones.build_backbone("resnet18"), num_classes=CLASSES, input_size=(SIZE, SIZE)
@@ -31,9 +33,8 @@ def test_training_step(benchmark: Any, device: str, layer: str, quick: bool) -> 
     labels = torch.randint(0, CLASSES, (IMAGES,), device=device)
     step = CutStep(model, images, labels, fresh(layer))
     benchmark.group = f"training step {device}"
-    if not quick:
-        step.check()
-    benchmark.pedantic(step, rounds=1 if quick else 3, warmup_rounds=1)
+    step.check()
+    benchmark.pedantic(step, rounds=3, warmup_rounds=1)
     parts = {name: sorted(seconds)[len(seconds) // 2] for name, seconds in step.parts.items()}
     facts = {"measured": "training step", "device": device, "layer": layer, "parts": parts}
     benchmark.extra_info.update(facts)
