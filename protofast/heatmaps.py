@@ -54,9 +54,16 @@ def high_activation_boxes(heatmaps: Tensor, *, percentile: float = PERCENTILE) -
 
     Returns:
         Boxes [..., 4] int64: x0, y0, x1, y1 in pixels; x1 and y1 are one past the last pixel.
+
+    Raises:
+        ValueError: The maps hold no pixels, or the percentile is out of range.
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile must be in 0 … 100, got {percentile}")
+    if heatmaps.dim() < 2 or heatmaps.shape[-1] == 0 or heatmaps.shape[-2] == 0:
+        raise ValueError(
+            f"heatmaps must be [..., S, T] with S, T > 0, got shape {tuple(heatmaps.shape)}"
+        )
     height, width = heatmaps.shape[-2:]
     flat = heatmaps.detach().reshape(-1, height, width)  # [M, S, T]
     chunk = max(1, _PIXELS_AT_ONCE // (height * width))

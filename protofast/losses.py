@@ -9,27 +9,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_NO_LABEL = torch.iinfo(torch.int64).min  # what cross_entropy is to ignore: no label at all
+
 
 def classification_loss(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None = None
 ) -> Tensor:
     """Cross entropy, averaged over the images (by weight, if classes have weights).
 
+    No label stands for "ignore this image", as -100 does in PyTorch's: it is one that does not fit.
+
     Args:
         logits: [N, C].
         labels: int64 [N] in [0, C).
-        class_weights: positive numbers [C], or None for equal weights.
+        class_weights: positive numbers [C] of any dtype, or None for equal weights.
+
+    Returns:
+        The mean, 0 if there are no images.
 
     Raises:
-        TypeError, ValueError: labels are not int64, not [N], or name a class that does not exist.
+        TypeError, ValueError: labels are not int64, not [N], or name a class that does not exist;
+            class_weights do not fit or are not positive. (Values are looked at on the CPU alone.)
     """
     _check_labels(labels, logits.shape[0], logits.shape[1])
-    if class_weights is not None and class_weights.shape != logits.shape[1:]:
-        raise ValueError(
-            f"class_weights must have one number for each of the {logits.shape[1]} classes; got "
-            f"shape {list(class_weights.shape)}"
-        )
-    return F.cross_entropy(logits, labels, weight=class_weights)
+    if class_weights is not None:
+        _check_class_weights(class_weights, logits.shape[1])
+        class_weights = class_weights.to(logits.dtype)
+    if logits.shape[0] == 0:
+        return logits.sum()
+    return F.cross_entropy(logits, labels, weight=class_weights, ignore_index=_NO_LABEL)
 
 
 def cluster_loss(distances: Tensor, labels: Tensor, prototype_class: Tensor) -> Tensor:
@@ -86,7 +94,7 @@ def last_layer_l1(weight: Tensor, prototype_class: Tensor) -> Tensor:
         )
     classes = torch.arange(weight.shape[0], device=weight.device)
     off_class = classes.unsqueeze(1) != prototype_class  # [C, P]
-    return (weight.abs() * off_class).sum()
+    return torch.where(off_class, weight.abs(), 0).sum()  # not a product: inf * 0 is NaN
 
 
 def alignment_loss(
@@ -145,6 +153,23 @@ def _mean_of_least(distances: Tensor, counts: Tensor) -> Tensor:
     return torch.where(valid, least, 0).sum() / valid.sum().clamp(min=1)
 
 
+def _check_class_weights(class_weights: Tensor, classes: int) -> None:
+    if class_weights.shape != (classes,):
+        raise ValueError(
+            f"class_weights must have one number for each of the {classes} classes; got shape "
+            f"{list(class_weights.shape)}"
+        )
+    if _may_look_at(class_weights) and not bool(
+        (class_weights.isfinite() & (class_weights > 0)).all()
+    ):
+        raise ValueError(f"class_weights must be positive numbers; got {class_weights.tolist()}")
+
+
+def _may_look_at(values: Tensor) -> bool:
+    """Whether looking at values does not wait for a GPU nor break a compiled graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _check_labels(labels: Tensor, images: int, classes: int | None = None) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64; got {labels.dtype}")
@@ -153,8 +178,7 @@ def _check_labels(labels: Tensor, images: int, classes: int | None = None) -> No
             f"labels must have one class for each of the {images} images; got shape "
             f"{list(labels.shape)}"
         )
-    # Looking at values would wait for a GPU and break a compiled graph.
-    if classes is None or labels.device.type != "cpu" or torch.compiler.is_compiling():
+    if classes is None or not _may_look_at(labels):
         return
     if images and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(

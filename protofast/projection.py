@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from protofast.errors import DataError
 from protofast.models.protocol import PrototypeModel
 from protofast.scan import (
     NO_IMAGE,
@@ -66,7 +67,8 @@ def project_prototypes(
         progress: called after each batch with the number of images done.
 
     Raises:
-        DataError: an image gives features that are not finite; the model is left as it was.
+        DataError: an image gives features that are not finite, or there are no images and
+            `prototype_class` is None; the model is left as it was.
 
     Warns:
         UserWarning: naming the classes that have no image.
@@ -81,6 +83,8 @@ def project_prototypes(
         best = _over_ranks(best)
         raise_if_not_finite(best.not_finite)
         found = best.images != NO_IMAGE  # [P]
+        if classes is None and not bool(found.any()):
+            raise DataError("there are no images to project the prototypes on")
         patches = torch.where(found.unsqueeze(1), best.patches, prototypes.to(torch.float64))
         moved = (patches - prototypes).square().sum(dim=1).sqrt()
         prototypes.copy_(patches)

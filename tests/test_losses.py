@@ -100,6 +100,39 @@ def test_classification_loss_and_class_weights():
     )
     with pytest.raises(ValueError, match=r"each of the 3 classes; got shape \[2\]"):
         classification_loss(logits, labels, weights[:2])
+    halves = classification_loss(logits.bfloat16(), labels, weights.double())
+    assert halves.dtype == torch.bfloat16
+    for useless in (0.0, -1.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="class_weights must be positive numbers"):
+            classification_loss(logits, labels, torch.tensor([1.0, useless, 1.0]))
+
+
+def test_without_images_every_loss_is_zero():
+    logits = torch.zeros(0, 3, requires_grad=True)
+    labels = torch.zeros(0, dtype=torch.int64)
+    for weights in (None, torch.ones(3)):
+        loss = classification_loss(logits, labels, weights)
+        loss.backward()
+        assert loss.item() == 0
+    assert cluster_loss(torch.zeros(0, 2), labels, torch.tensor([0, 1])).item() == 0
+
+
+def test_no_label_is_silently_skipped():
+    logits, labels = torch.randn(3, 2), torch.tensor([0, -100, 1])
+    with pytest.raises(ValueError, match=r"labels must lie in 0...1; got -100...1"):
+        classification_loss(logits, labels)
+    # Where values are not looked at, PyTorch does, and does not know -100 either.
+    compiled = torch.compile(classification_loss, backend="eager")
+    with pytest.raises((IndexError, RuntimeError), match=r"-100 is out of bounds"):
+        compiled(logits, labels)
+
+
+def test_l1_does_not_look_at_own_class_weights():
+    weight = torch.tensor([[torch.inf, 2.0], [-1.0, torch.nan]], requires_grad=True)
+    loss = last_layer_l1(weight, torch.tensor([0, 1]))
+    assert loss.item() == 3.0
+    loss.backward()
+    assert torch.equal(weight.grad, torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
 
 
 def test_l1_counts_off_class_weights_alone():

@@ -216,6 +216,8 @@ def test_prototypes_without_a_class_may_take_any_image(tied):
     nearest, images, *_ = original_push(features, nothing, prototypes, torch.zeros(12), 8)
     assert projection.images.tolist() == images.tolist()
     assert projection.distances.tolist() == nearest.tolist()
+    with pytest.raises(DataError, match="no images to project the prototypes on"):
+        project_prototypes(model, [])
 
 
 def test_features_that_are_not_finite_name_the_image(tied):

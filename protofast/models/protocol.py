@@ -80,6 +80,8 @@ class PrototypeModel(nn.Module, ABC):
                 f"num_classes and num_channels must be at least 1; got {num_classes} and "
                 f"{num_channels}"
             )
+        if not isinstance(input_size, Sequence) or len(input_size) != 2:
+            raise ValueError(f"input_size must be (height, width) in pixels; got {input_size!r}")
         height, width = input_size
         if height < 1 or width < 1:
             raise ValueError(f"input_size must be (height, width) in pixels; got {input_size}")

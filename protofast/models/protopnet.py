@@ -278,10 +278,11 @@ def _backbone_depth(backbone: nn.Module, num_channels: int, input_size: tuple[in
 
 def _checked_keep(keep: Tensor, num_prototypes: int) -> Tensor:
     """`keep` in ascending order."""
-    if keep.dtype != torch.int64 or keep.dim() != 1:
+    if not isinstance(keep, Tensor) or keep.dtype != torch.int64 or keep.dim() != 1:
+        got = f"{keep.dtype} {list(keep.shape)}" if isinstance(keep, Tensor) else repr(keep)
         raise TypeError(
-            "keep must be the numbers of prototypes, int64 [K] (of a mask: mask.nonzero()[:, 0]); "
-            f"got {keep.dtype} {list(keep.shape)}"
+            "keep must be the numbers of prototypes, a tensor int64 [K] (of a mask: "
+            f"mask.nonzero()[:, 0]); got {got}"
         )
     ordered: Tensor = keep.unique()
     if len(keep) == 0 or len(ordered) != len(keep):

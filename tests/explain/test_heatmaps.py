@@ -77,6 +77,9 @@ def test_empty_batches_and_wrong_arguments() -> None:
     assert high_activation_boxes(torch.empty(0, 8, 8)).shape == (0, 4)
     with pytest.raises(ValueError, match="H, W > 0"):
         upsample(torch.empty(1, 0, 4), (8, 8))
+    for shape in ((2, 0, 8), (8, 0), (8,)):
+        with pytest.raises(ValueError, match="S, T > 0"):
+            high_activation_boxes(torch.empty(shape))
     with pytest.raises(ValueError, match="percentile must be in"):
         high_activation_boxes(torch.rand(4, 4), percentile=101)
 

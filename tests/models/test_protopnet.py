@@ -233,6 +233,7 @@ def test_pruning_keeps_the_order_and_what_belongs_to_each_prototype():
         (torch.tensor([1, 1]), ValueError, r"distinct prototypes, at least one; got \[1, 1\]"),
         (torch.tensor([0, 12]), ValueError, r"keep must lie in 0...11; got 0...12"),
         (torch.tensor([-1, 2]), ValueError, r"got -1...2"),
+        ([0, 1], TypeError, r"a tensor int64 \[K\] .*; got \[0, 1\]"),
         (torch.ones(12, dtype=torch.bool), TypeError, r"of a mask: mask.nonzero"),
     ],
 )
@@ -328,6 +329,7 @@ def test_any_module_is_a_backbone():
         ({"prototype_class": [0, 4]}, r"prototype_class must lie in 0...3; got 0...4"),
         ({"depth": 0}, "num_prototypes and depth must be at least 1"),
         ({"metric": "cosine"}, "allows similarity 'linear' only"),
+        ({"input_size": 224}, r"input_size must be \(height, width\) in pixels; got 224"),
         ({"input_size": (0, 5)}, r"input_size must be \(height, width\) in pixels; got \(0, 5\)"),
         ({"mean": [0.5]}, "mean must have one number for each of the 3 channels; got 1"),
         ({"std": [0.5, 0.0, 0.5]}, r"std must be positive; got \[0.5, 0.0, 0.5\]"),
