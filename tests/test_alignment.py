@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from protofast.alignment import _blocks, alignment_step, mask_weights
 from protofast.losses import alignment_loss
-from protofast.models import ProtoPNet
-from protofast.ops import ViewMemory
+from protofast.models import Output, ProtoPNet, PrototypeModel
+from protofast.ops import ViewMemory, similarity_map
 
 
 class SmallBackbone(nn.Module):
@@ -51,7 +51,7 @@ def images() -> Tensor:
 INDEX = torch.tensor([[0, 5], [1, 1], [4, 2], [3, 0]])
 
 
-def by_definition(model: ProtoPNet, images: Tensor, index: Tensor, quantile: float) -> Tensor:
+def by_definition(model: PrototypeModel, images: Tensor, index: Tensor, quantile: float) -> Tensor:
     """Both passes, one image and prototype after another; the second maps [N, K, H, W]."""
     rows = []
     for n in range(len(images)):
@@ -88,6 +88,58 @@ def test_maps_loss_and_gradients_are_those_of_the_definition(
     assert len(got) > 8
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+class Grey(PrototypeModel):
+    """A network of somebody else's: one channel, dot products with prototypes of no class."""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=2, num_channels=1, input_size=(20, 28), mean=[0.4], std=[2])
+        self.patches = nn.Conv2d(1, 6, 4, stride=4)
+        self.vectors = nn.Parameter(torch.randn(5, 6))
+
+    @property
+    def prototypes(self) -> nn.Parameter:
+        return self.vectors
+
+    def features(self, images: Tensor) -> Tensor:
+        result: Tensor = self.patches(self.normalise(images))
+        return result
+
+    def classify(self, features: Tensor) -> Output:
+        raise NotImplementedError  # the step has no use for it
+
+    def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
+        return similarity_map(
+            features, self.vectors, index=index, metric="dot", similarity="linear"
+        )
+
+    def contributions(self, output: Output) -> Tensor:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_model_of_the_protocol_and_dtype_will_do(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Grey().to(dtype)
+    images = torch.rand(3, 1, 20, 28).to(dtype)
+    index = torch.tensor([[0], [4], [2]])
+    step = alignment_step(model, images, index, quantile=0.75)
+    torch.testing.assert_close(step.second_maps, by_definition(model, images, index, 0.75))
+    assert step.loss.dtype == torch.promote_types(dtype, torch.float32)
+    step.loss.backward()
+    assert model.vectors.grad is not None
+    assert model.vectors.grad.abs().sum(1).gt(0).tolist() == [True, False, True, False, True]
+
+
+def test_under_autocast(model: ProtoPNet, images: Tensor) -> None:
+    expected = alignment_step(model.eval(), images, INDEX)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step = alignment_step(model, images, INDEX)
+    assert step.second_maps.dtype == torch.float32
+    torch.testing.assert_close(step.first_maps, expected.first_maps, rtol=0.05, atol=0.05)
+    step.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_masks_show_what_lies_above_the_quantile(model: ProtoPNet, images: Tensor) -> None:

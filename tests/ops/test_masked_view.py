@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from implementations import Implementation, Reference
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -198,6 +200,40 @@ def test_nothing_to_do(implementation: Implementation, n: int, k: int) -> None:
     got = run(implementation, images, maps)
     assert got.views.shape == (0, 3, 8, 9)
     assert got.masks.shape == (0, 8, 9)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_random_problems(implementation: Implementation, data: st.DataObject) -> None:
+    few, side = st.integers(1, 3), st.integers(1, 40)
+    sizes = [data.draw(few), data.draw(few), data.draw(few)]
+    sizes += [data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))]
+    sizes += [data.draw(side), data.draw(side)]
+    seed = data.draw(st.integers(0, 2**31))
+    images, maps = problem(*sizes, device=implementation.device, seed=seed)
+    maps = maps * data.draw(st.sampled_from([1.0, 1.0, 1e-40, 1e30]))
+    maps = maps + data.draw(st.sampled_from([0.0, 100.0, -1e6]))
+    if data.draw(st.booleans()):
+        maps = maps.round()
+    maps = maps.to(data.draw(st.sampled_from(DTYPES)))
+    quantile = data.draw(st.floats(0, 1))
+    got = run(implementation, images, maps, quantile)
+    masks = reference.masked_view(images, maps, quantile, None)[1]
+    assert torch.equal(got.masks, masks)
+    assert torch.equal(got.views, expected_views(images, masks, None))
+
+
+def test_more_views_than_a_grid_has_rows(implementation: Implementation) -> None:
+    images, maps = problem(1, 70000, 1, 1, 2, 1, 4, device=implementation.device)
+    got = run(implementation, images, maps, 0.5)
+    rising = maps[0, :, 0, 0] < maps[0, :, 0, 1]
+    assert torch.equal(got.masks[:, 0, 3], rising)
+    assert torch.equal(got.masks[:, 0, 0], ~rising)
 
 
 def layouts(tensor: Tensor) -> Iterator[Tensor]:
