@@ -1,6 +1,6 @@
 """`PrototypeLayer`: prototypes as a module: distance, similarity and max-pooling in one."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,48 @@ class PrototypeLayer(nn.Module):
         self.prototypes = nn.Parameter(torch.rand(num_prototypes, depth))
         # Only while frozen; not persistent, so that the state dict never knows of it.
         self.register_buffer("_packed", None, persistent=False)
+
+    @classmethod
+    def from_ppnet(cls, model: nn.Module) -> Self:
+        """A layer with the prototypes of an original PPNet (Chen et al. 2019, released code).
+
+        Args:
+            model: known by its attributes `prototype_vectors` [P, D, 1, 1],
+                `prototype_activation_function` (`log` or `linear`) and `epsilon`; may be inside
+                `nn.DataParallel` or `DistributedDataParallel`. Its prototypes are copied.
+
+        Raises:
+            TypeError: an attribute is missing; it is named.
+            ValueError: prototypes of several patches, or an activation function of one's own.
+        """
+        inner = getattr(model, "module", None)
+        network: Any = model if inner is None or hasattr(model, "prototype_vectors") else inner
+        wanted = ("prototype_vectors", "prototype_activation_function", "epsilon")
+        missing = [name for name in wanted if not hasattr(network, name)]
+        if missing:
+            raise TypeError(f"{type(network).__name__} is no PPNet: it has no {', '.join(missing)}")
+        vectors, similarity = network.prototype_vectors, network.prototype_activation_function
+        if hasattr(network, "_project2basis"):
+            raise ValueError(
+                "a TESNet compares by two metrics at once, which one layer cannot: use "
+                "protofast.accelerate(model)"
+            )
+        if vectors.dim() != 4 or vectors.shape[2:] != (1, 1):
+            raise ValueError(
+                f"prototype_vectors must be [P, D, 1, 1]; got {list(vectors.shape)}: for several "
+                "patches use protofast.accelerate(model)"
+            )
+        if similarity not in ("log", "linear"):
+            raise ValueError(
+                "prototype_activation_function must be 'log' or 'linear'; got "
+                f"{similarity!r}: for a function use protofast.accelerate(model)"
+            )
+        eps = float(network.epsilon) if similarity == "log" else 1e-4
+        layer = cls(*vectors.shape[:2], similarity=similarity, eps=eps)
+        layer.prototypes = nn.Parameter(
+            vectors.detach().flatten(1).clone(), requires_grad=vectors.requires_grad
+        )
+        return layer
 
     @property
     def num_prototypes(self) -> int:
