@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": set(),
     "models": {"ops", "layers", "similarities"},
     "alignment": {"models", "ops", "losses"},
+    "export": {"models", "ops"},
     "scan": {"models"},
     "projection": {"models", "scan"},
     "pruning": {"models", "scan"},

@@ -1,0 +1,75 @@
+"""The operators as plain PyTorch operations without loops or branches on sizes: for export."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protofast.ops import reference
+from protofast.ops.arguments import compute_dtype
+
+
+def table() -> dict[Any, Callable[..., object]]:
+    """Operators that a network's forward calls -> their decompositions."""
+    operators = torch.ops.protofast
+    return {
+        operators.nearest_patch.default: nearest_patch,
+        operators.nearest_patch_packed.default: _nearest_patch_packed,
+        operators.distance_map.default: distance_map,
+    }
+
+
+def nearest_patch(
+    features: Tensor,
+    prototypes: Tensor,
+    metric: str,
+    similarity: str,
+    eps: float,
+    precision: str,
+    refine: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Selection by the expanded form, then the winner's distance as a direct difference."""
+    del precision, refine  # how GPU kernels select: nothing is selected faster here
+    dtype = compute_dtype(features, prototypes)
+    patches = features.to(dtype).flatten(2).transpose(1, 2)  # [N, L, D]
+    prototypes = prototypes.to(dtype)
+    locations = _scores(patches, prototypes, metric).argmax(dim=1)  # [N, P]
+    winners = patches.gather(1, locations.unsqueeze(2).expand(-1, -1, patches.shape[2]))
+    distances = reference.pair_distance(winners, prototypes, metric)
+    return reference.similarity(distances, similarity, eps), distances, locations
+
+
+def _nearest_patch_packed(
+    features: Tensor,
+    prototypes: Tensor,
+    packed: Tensor,
+    metric: str,
+    similarity: str,
+    eps: float,
+    precision: str,
+    refine: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    del packed  # of a frozen layer: prototypes in a layout of their own
+    return nearest_patch(features, prototypes, metric, similarity, eps, precision, refine)
+
+
+def distance_map(features: Tensor, prototypes: Tensor, index: Tensor | None, metric: str) -> Tensor:
+    """Every distance as a direct difference, [N, K, H, W]."""
+    dtype = compute_dtype(features, prototypes)
+    patches = features.to(dtype).permute(0, 2, 3, 1).unsqueeze(1)  # [N, 1, H, W, D]
+    chosen = prototypes.to(dtype)
+    chosen = chosen.unsqueeze(0) if index is None else chosen[index]  # [N or 1, K, D]
+    return reference.pair_distance(patches, chosen[:, :, None, None], metric)
+
+
+def _scores(patches: Tensor, prototypes: Tensor, metric: str) -> Tensor:
+    """[N, L, P], larger where the distance is smaller."""
+    if metric in ("squared_l2", "l2"):
+        centre = prototypes.mean(dim=0)  # distances stay as they are, and products become small
+        patches, prototypes = patches - centre, prototypes - centre
+        return patches @ prototypes.t() - 0.5 * patches.square().sum(dim=2, keepdim=True)
+    if metric == "cosine":
+        norms = patches.square().sum(dim=2, keepdim=True).sqrt()
+        patches = patches / torch.where(norms == 0, torch.ones_like(norms), norms)
+    return patches @ prototypes.t()
