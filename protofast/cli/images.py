@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -80,11 +81,18 @@ def _keep_out_of_data(target: Path, folder: RunFolder) -> None:
     """A figure below a class folder would be read as one of its images from then on."""
     data = folder.settings.data
     for key, root in (("data.root", data.root), ("data.test_root", data.test_root)):
-        if root is not None and target.resolve().is_relative_to(Path(root).resolve()):
+        if root is not None and any(map(target.resolve().is_relative_to, _places(Path(root)))):
             raise SettingsError(
                 f"{target.resolve()} is in the folder of the run's images ({key} = {root}), where "
                 "figures would be taken for images; say with --out where else to put them"
             )
+
+
+def _places(root: Path) -> Iterator[Path]:
+    """Where the images below a root really are: class folders may be links."""
+    yield root.resolve()
+    for pattern in ("*", "*/*"):  # train/<class> at the deepest
+        yield from (path.resolve() for path in root.glob(pattern) if path.is_symlink())
 
 
 def _figures(images: list[Path], folder: Path) -> list[Path]:

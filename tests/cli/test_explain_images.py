@@ -38,8 +38,15 @@ def test_figures_among_the_images_are_refused(place: Place, here: Path, side: st
     text = settings.read_text()
     settings.write_text(text.replace(f'root = "{place.photos}"', apart))
     (here / "link").symlink_to(place.photos / side / "crow")
+    (place.photos / side / "booby & tern").rename(here / "elsewhere")
+    (place.photos / side / "booby & tern").symlink_to(here / "elsewhere")
     files = sorted(place.photos.rglob("*"))
-    for out in (place.photos / side, place.photos / side / "crow" / "new", "link"):
+    for out in (
+        place.photos / side,
+        place.photos / side / "crow" / "new",
+        "link",
+        here / "elsewhere",
+    ):
         answer = command("explain", place.run, place.photo(), "--out", out)
         assert answer.code == 2
         key = "data.root" if side == "train" else "data.test_root"

@@ -62,6 +62,8 @@ def test_a_file_of_settings(place: Place, old: str, new: str, said: str) -> None
         ("data.classes=501", "data.classes: there are 2 to 500 classes of rendered birds"),
         ('data.classes=["wren"]', "data.classes: rendered birds take a number of classes"),
         ("data.channels=1", "data.channels: rendered birds have 3 channels"),
+        ("data.train_per_class=1000001", "must be less than or equal to 1000000"),
+        ("model.depth=99999999999999999999999", "must be less than or equal to 1000000"),
         ("data.render_seed=99999999999999999999999", "data.render_seed = 99999999999999999999999"),
         ("training.seed=99999999999999999999999", "must be less than 9223372036854775808"),
         ("training.seed=-99999999999999999999999", "must be greater than or equal to -92233720"),

@@ -185,7 +185,8 @@ def test_mean_colour_does_not_give_the_class_away(birds: Splits) -> None:
         ({"size": (64, 5000)}, "size must be 16"),
         ({"classes": 1}, "classes must be in 2"),
         ({"classes": 501}, "classes must be in 2"),
-        ({"train_per_class": 0}, "must be at least 1"),
+        ({"train_per_class": 0}, "must be in 1 … 1000000, got 0 and 20"),
+        ({"train_per_class": 1_000_001}, "must be in 1 … 1000000, got 1000001"),
     ],
 )
 def test_misuse_is_named(options: dict[str, int], message: str) -> None:

@@ -126,9 +126,9 @@ def open_birds(
         raise ValueError(f"size must be 16 … {MAX_SIZE} pixels in both directions, got {shape}")
     if not 2 <= classes <= MAX_CLASSES:
         raise ValueError(f"classes must be in 2 … {MAX_CLASSES}, got {classes}")
-    if train_per_class < 1 or test_per_class < 1:
+    if not (1 <= train_per_class <= _FIRST_TEST and 1 <= test_per_class <= _FIRST_TEST):
         raise ValueError(
-            "train_per_class and test_per_class must be at least 1, "
+            f"train_per_class and test_per_class must be in 1 … {_FIRST_TEST}, "
             f"got {train_per_class} and {test_per_class}"
         )
     species = choose_species(classes, seed)
