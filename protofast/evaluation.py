@@ -17,7 +17,7 @@ from torch import Tensor
 
 from protofast.data import Batch, ImageSet
 from protofast.errors import DataError
-from protofast.files import write_together
+from protofast.files import sha256_of, write_together
 from protofast.models.protocol import PrototypeModel
 from protofast.scan import evaluating
 
@@ -158,8 +158,8 @@ def write_evaluation(
 ) -> Metrics:
     """Writes ``evaluation/`` into a run folder and returns the numbers.
 
-    ``metrics.json`` (with the checkpoint's name), ``confusion.csv`` (rows true, columns predicted),
-    ``per_class.csv``, ``predictions.csv`` (one row per image, in order).
+    ``metrics.json`` (with the checkpoint's name and its file's SHA-256), ``confusion.csv`` (rows
+    true, columns predicted), ``per_class.csv``, ``predictions.csv`` (one row per image, in order).
     """
     metrics = compute_metrics(predictions)
     folder = Path(run_folder) / FOLDER
@@ -178,6 +178,7 @@ def write_evaluation(
     )
     numbers = {
         "checkpoint": checkpoint,
+        "sha256": sha256_of(Path(run_folder) / "checkpoints" / f"{checkpoint}.safetensors"),
         "images": metrics.images,
         "accuracy": metrics.accuracy,
         "top5_accuracy": metrics.top5_accuracy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,3 +56,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str | None:
+    """The SHA-256 of a file in hexadecimal digits, or None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def older_name(folder: Path) -> Path:
+    """What this process calls a folder while a newer one takes its place."""
+    return folder.with_name(f".{folder.name}-{os.getpid()}-old")
+
+
+def standing(folder: Path) -> Path:
+    """A folder, or, if it is just being replaced (or that was cut short), the one before."""
+    if not folder.exists():
+        for older in sorted(folder.parent.glob(f".{folder.name}-*-old")):
+            return older
+    return folder

@@ -23,7 +23,7 @@ from protofast.errors import RunFolderError, SettingsError, command_line
 from protofast.explain.files import FOLDER, SUMMARY, Json, read_summary
 from protofast.explain.local import Box, ClassExplanation, Explanation, Term
 from protofast.explain.pictures import coloured, picture
-from protofast.files import write_atomically
+from protofast.files import standing, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +141,7 @@ def _draw_prototype(path: Path, folder: Path, summary: Json, prototype: int, nea
             canvas.text(_MARGIN, y + 0.1, "Not projected: no patch of a training image.")
         else:
             shown = _stored(folder, summary, source["image"])
-            heat = _open(folder / FOLDER / entry["heatmap"], "RGBA")
+            heat = _open(standing(folder / FOLDER) / entry["heatmap"], "RGBA")
             size = summary["images"][source["image"]]["size"]
             canvas.picture(_MARGIN, y, 1.9, shown, size, box=tuple(source["box"]))
             canvas.picture(_MARGIN + 2.05, y, 1.9, shown, size, overlay=heat)
@@ -368,7 +368,7 @@ class _Crops:
             return _Crops(None, ())
         if checkpoint is not None and summary["checkpoint"]["name"] != checkpoint:
             return _Crops(None, ())
-        return _Crops(Path(run_folder) / FOLDER, summary["prototypes"])
+        return _Crops(standing(Path(run_folder) / FOLDER), summary["prototypes"])
 
     def of_prototype(self, prototype: int) -> Picture | None:
         """Its patch [S, T, 3], or None where there is no picture."""
@@ -379,7 +379,7 @@ class _Crops:
 
 
 def _stored(folder: Path, summary: Json, key: str) -> Picture:
-    return _open(folder / FOLDER / summary["images"][key]["file"], "RGB")
+    return _open(standing(folder / FOLDER) / summary["images"][key]["file"], "RGB")
 
 
 def _open(path: Path, mode: str) -> Picture:

@@ -10,7 +10,7 @@
       predictions/<n>-<j>.png   heat map of prototype j on prediction n's picture, transparent
 
 The folder is written under a temporary name and renamed when it is complete, so it is there whole
-or not at all.
+or not at all. An older one is renamed just before, and readers look for it there if need be.
 
 ``summary.json`` is one object. Boxes are [x0, y0, x1, y1] in pixels of the picture *as the model
 sees it* (its ``size``, not that of the stored file); x1 and y1 are one past the last pixel. A key
@@ -49,7 +49,6 @@ whose value is unknown holds null.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -58,7 +57,7 @@ from pathlib import Path
 from typing import Any
 
 from protofast.errors import RunFolderError, command_line
-from protofast.files import sync_folder, write_atomically
+from protofast.files import older_name, sha256_of, standing, sync_folder, write_atomically
 
 FOLDER = "explanations"
 SUMMARY = "summary.json"
@@ -84,7 +83,7 @@ class Writer:
             raise RunFolderError(f"{run_folder}: no such run folder; train a run first")
         self._final = run_folder / FOLDER
         self._temporary = run_folder / f".{FOLDER}-{os.getpid()}"
-        self._old = run_folder / f".{FOLDER}-{os.getpid()}-old"
+        self._old = older_name(self._final)
 
     def __enter__(self) -> Writer:
         self._sweep()
@@ -126,6 +125,7 @@ class Writer:
         """Writes the summary and replaces the explanations that were there before."""
         text = json.dumps(summary, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
         write_atomically(self._temporary / SUMMARY, text)
+        os.sync()  # one by one, thousands of pictures would take a minute
         if self._final.exists():
             self._final.rename(self._old)
         self._temporary.rename(self._final)
@@ -139,7 +139,7 @@ def read_summary(run_folder: Path) -> Json | None:
     Raises:
         RunFolderError: The file is damaged, or of a later version of protofast.
     """
-    path = run_folder / FOLDER / SUMMARY
+    path = standing(run_folder / FOLDER) / SUMMARY
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -160,11 +160,7 @@ def read_summary(run_folder: Path) -> Json | None:
 
 def checkpoint_identity(run_folder: Path, name: str) -> Json:
     """Name and SHA-256 of a checkpoint; null for the hash if the file is not there."""
-    path = run_folder / "checkpoints" / f"{name}.safetensors"
-    if not path.is_file():
-        return {"name": name, "sha256": None}
-    with path.open("rb") as file:
-        return {"name": name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"name": name, "sha256": sha256_of(run_folder / "checkpoints" / f"{name}.safetensors")}
 
 
 def _alive(process: int) -> bool:

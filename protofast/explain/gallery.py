@@ -69,7 +69,13 @@ def sources_of(
             f"the projection tells of {len(rows)} prototypes, but the checkpoint has "
             f"{model.num_prototypes}; explain the checkpoint it belongs to, or project again"
         )
-    return [_source(row, train) for row in rows]
+    try:
+        return [_source(row, train) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise RunFolderError(
+            f"the rows of the projection are not what protofast writes ({what}); project again"
+        ) from error
 
 
 def _source(row: Mapping[str, Any], train: ImageSet) -> Source | None:

@@ -100,6 +100,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["name"] = words.name
     environment.filters["number"] = words.number
     environment.filters["short"] = words.short
     environment.filters["percent"] = words.percent

@@ -7,7 +7,6 @@ absent is None; what is there but cannot be read is None too, and is named in ``
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import tomllib
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from protofast.errors import RunFolderError
+from protofast.files import sha256_of, standing
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -53,16 +53,11 @@ class RunFiles:
 
     def sha256(self, checkpoint: str) -> str | None:
         """The SHA-256 of a checkpoint's file, or None if it is gone."""
-        path = self.folder / "checkpoints" / f"{checkpoint}.safetensors"
-        try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            return None
+        return sha256_of(self.folder / "checkpoints" / f"{checkpoint}.safetensors")
 
     def picture(self, name: str) -> bytes | None:
         """A file of the explanations, or None if it is not there or lies outside their folder."""
-        root = (self.folder / "explanations").resolve()
+        root = standing(self.folder / "explanations").resolve()
         path = (root / name).resolve()
         if not path.is_relative_to(root):
             return None
@@ -109,7 +104,8 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _read(run: RunFiles, name: str, read: Callable[[Path], T]) -> T | None:
-    path = run.folder / name
+    folder, slash, file = name.partition("/")
+    path = standing(run.folder / folder) / file if slash else run.folder / name
     if not path.is_file():
         return None
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ class Notice:
 
 def folder_argument(run: RunFiles) -> str:
     """The run folder as one types it in a command."""
-    return shlex.quote(words.name(run.folder))
+    return words.shell(run.folder)
 
 
 def notices(run: RunFiles, pictures: Pictures) -> list[Notice]:
@@ -82,9 +81,8 @@ def _stale(run: RunFiles, folder: str) -> Iterator[Notice]:
     if run.explanations is not None:
         parts.append(("explanations", run.explanations["checkpoint"], "explain"))
     if run.evaluation is not None and "checkpoint" in run.evaluation:
-        parts.append(
-            ("numbers of the evaluation", {"name": run.evaluation["checkpoint"]}, "evaluate")
-        )
+        evaluated = {"name": run.evaluation["checkpoint"], "sha256": run.evaluation.get("sha256")}
+        parts.append(("numbers of the evaluation", evaluated, "evaluate"))
     for what, checkpoint, command in parts:
         name = words.name(checkpoint.get("name"))
         why = None

@@ -84,8 +84,12 @@ class PrototypeView:
 
     @property
     def own_share(self) -> tuple[int, int]:
-        """How many of the nearest pictures show the prototype's class, of how many."""
-        near = self.nearest_train + self.nearest_test
+        """How many of the nearest pictures show the prototype's class, of how many.
+
+        Its own source is left out: that it shows the prototype's class says nothing.
+        """
+        own = None if self.source is None else self.picture
+        near = [one for one in self.nearest_train if one.picture is not own] + self.nearest_test
         return sum(one.own for one in near), len(near)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
 from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
@@ -57,6 +59,24 @@ def name(text: object) -> str:
     """A name from outside, on one line and without invisible characters."""
     whole = str(text).encode("utf-8", "replace").decode("utf-8")  # no half of a surrogate pair
     return " ".join(_INVISIBLE.sub(" ", whole).split()) or "(no name)"
+
+
+def shell(path: object) -> str:
+    """A path as one types it in a command, every space and strange character kept."""
+    text = str(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # bytes that are no UTF-8
+        strange = True
+    else:
+        strange = _INVISIBLE.search(text) is not None
+    if not strange:
+        return shlex.quote(text)
+    plain = (
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in "'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(text)
+    )
+    return f"$'{''.join(plain)}'"
 
 
 def class_names(classes: Sequence[object]) -> list[str]:

@@ -336,6 +336,9 @@ def test_problems_are_said_in_one_line(trained: Trained, tmp_path: Path) -> None
     (bad / "prototypes" / "prototypes.json").write_text('[{"proto')
     with pytest.raises(RunFolderError, match="not readable as JSON"):
         explain_run(bad, model, data, checkpoint="x")
+    for rows in ([{"image_index": 0}], [{"image_index": "0"}], [{"image_index": [1]}]):
+        with pytest.raises(RunFolderError, match=r"not what protofast writes .* project again"):
+            explain_run(bad, model, data, checkpoint="x", prototypes=rows * 12)
     (bad / "explanations").mkdir(exist_ok=True)
     (bad / "explanations" / "summary.json").write_text("{")
     with pytest.raises(RunFolderError, match="make it again with"):

@@ -121,6 +121,9 @@ def test_searching_filtering_and_sorting_by_mouse(
     assert _one(browser, "#shown").text == "1 of 12 prototypes"
     assert len([head for head in _all(browser, ".class") if head.is_displayed()]) == 1
     search.clear()
+    search.send_keys("prototype 1")  # a number is meant whole
+    assert _shown(browser) == [1]
+    search.clear()
     search.send_keys("nothing is called this")
     assert _shown(browser) == []
     _one(browser, "#reset").click()
@@ -179,6 +182,7 @@ def test_heat_maps_are_switched_on_and_off(browser: Any, explained: Path, show: 
     assert visible(".prediction .heat") == on_page
     more = _all(browser, ".more")
     for button in more:
+        assert _one(browser, f"#{button.get_attribute('aria-controls')}").is_displayed()
         button.click()
     assert all(article.is_displayed() for article in _all(browser, ".prediction"))
 
@@ -365,6 +369,7 @@ def test_many_classes_are_read_by_pointer_and_keyboard(browser: Any, run: Path, 
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
     browser.execute_script("arguments[0].focus()", field)
     _press(browser, Keys.ARROW_DOWN)
+    assert field.get_attribute("role") == "application"  # an image would not get the keys
     assert text.text == "kind 1: 1 image taken for kind 0."
     _press(browser, Keys.ARROW_RIGHT)
     assert text.text == "kind 1: 3 images named rightly."

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import shutil
@@ -9,6 +10,8 @@ import pytest
 from explained_run import explain_tiny, train_tiny
 
 from protofast.errors import RunFolderError
+from protofast.explain import save_prototype_figure
+from protofast.explain.files import read_summary
 from protofast.report import build_report
 
 HOSTILE = [
@@ -87,7 +90,8 @@ def test_names_from_outside_are_harmless(run: Path) -> None:
     summary_file = run / "explanations" / "summary.json"
     summary = json.loads(summary_file.read_text())
     summary["classes"] = HOSTILE
-    summary["checkpoint"]["name"] = HOSTILE[1]
+    summary["checkpoint"]["name"] = summary["created"] = HOSTILE[2]
+    summary["sampling"] = {"right": HOSTILE[1], "wrong": HOSTILE[2]}
     summary["notes"] = [HOSTILE[0]]
     for number, image in enumerate(summary["images"].values()):
         image["name"] = HOSTILE[number % 4]
@@ -346,3 +350,36 @@ def test_prototypes_without_classes_are_nobodys_strangers(run: Path) -> None:
     classes = " ".join(attributes.get("class") or "" for _, attributes in page.tags).split()
     assert "stranger" not in classes
     assert "foreign" not in classes
+
+
+def test_numbers_of_other_weights_are_called_out_of_date(run: Path) -> None:
+    name = (run / "checkpoints" / "best").read_text().strip()
+    file = run / "checkpoints" / f"{name}.safetensors"
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    sentence = f"the numbers of the evaluation below are of checkpoint {name}, whose weights have"
+    assert sentence in _page(run).text
+    _edit(run / "evaluation" / "metrics.json", sha256=None)  # as older versions wrote it
+    assert sentence not in _page(run).text
+
+
+def test_explanations_are_found_while_newer_ones_take_their_place(run: Path) -> None:
+    before = build_report(run).read_text(encoding="utf-8")
+    (run / "explanations").rename(run / ".explanations-999999-old")
+    assert build_report(run).read_text(encoding="utf-8") == before
+    summary = read_summary(run)
+    assert summary is not None
+    assert save_prototype_figure(run / "p.png", run, 0).is_file()
+
+
+def test_a_prototypes_own_source_is_no_evidence_for_it(run: Path) -> None:
+    text = _page(run).text
+    path = run / "explanations" / "summary.json"
+    summary = json.loads(path.read_text())
+    prototype = summary["prototypes"][0]
+    assert prototype["nearest"]["train"][0]["image"] == prototype["source"]["image"]
+    assert "Own class among the images below, its source left out" in text
+    near = [row["image"] for rows in prototype["nearest"].values() for row in rows][1:]
+    own = sum(summary["images"][image]["label"] == 0 for image in near)
+    assert f"its source left out {own} of 5" in text

@@ -1,4 +1,6 @@
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,27 @@ def test_the_steps_of_a_logit_follow_each_other(tmp_path: Path) -> None:
         (0.0, 100.0, True),
         (0.0, 12.5, True),
     ]
+
+
+def test_a_folder_in_a_command_is_the_folder(tmp_path: Path) -> None:
+    strange = [
+        "plain",
+        "two  spaces",
+        "a'b",
+        "tab\there",
+        "line\nbreak",
+        "\u202eback",
+        "\udcff.\\ '",
+    ]
+    for name in strange:
+        path = tmp_path / name
+        path.mkdir()
+        typed = words.shell(path)
+        typed.encode("utf-8")
+        assert not set("\t\n\u202e") & set(typed)
+        answer = subprocess.run(["bash", "-c", f"cd {typed} && pwd -P"], capture_output=True)
+        assert answer.stdout == os.fsencode(path.resolve()) + b"\n"
+    assert words.shell("plain") == "plain"
 
 
 def test_numbers_and_names_read_well() -> None:

@@ -103,18 +103,23 @@
     };
     const filter = () => {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      // A number is meant whole: 7 is neither 17 nor 70.
+      const fitting = words.map((word) => /^\d+$/.test(word)
+        ? (text) => text.match(/\d+/g)?.includes(word)
+        : (text) => text.includes(word));
       const shown = new Map();
       let count = 0;
       for (const card of cards) {
         const fits = (!chosen.value || card.dataset.class === chosen.value)
           && (!flagged || !flagged.checked || card.dataset.flagged === "1")
-          && words.every((word) => card.dataset.search.includes(word));
+          && fitting.every((fits) => fits(card.dataset.search));
         card.hidden = !fits;
         count += fits;
         if (fits) shown.set(card.dataset.class, true);
       }
       for (const head of heads) head.hidden = !shown.has(head.dataset.class);
-      one("#shown").textContent = count === cards.length ? `${count} prototypes` : `${count} of ${cards.length} prototypes`;
+      const whole = `${cards.length} prototype${cards.length === 1 ? "" : "s"}`;
+      one("#shown").textContent = count === cards.length ? whole : `${count} of ${whole}`;
       one("#nothing").hidden = count > 0;
     };
     search.addEventListener("input", filter);
