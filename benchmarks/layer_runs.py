@@ -131,7 +131,7 @@ def _variants() -> list[Run]:
 
 def _cuda_runs(quick: bool) -> list[Run]:
     layers = ("ours", "tensor_cores", "original", "eager", "compiled")
-    shapes = (HEADLINE, MANY) if quick else (HEADLINE, FINE, DEEP, MANY, *SWEEP)
+    shapes = (HEADLINE, DEEP, MANY) if quick else (HEADLINE, FINE, DEEP, MANY, *SWEEP)
     found = []
     for shape in shapes:
         for steps in ("forward", "both"):

@@ -11,6 +11,9 @@ from results import Result, Results, shape_of
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
+# Letters as letters, and the same names in the file every time: small files, small differences.
+plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "protofast"})
+
 COLOURS = {
     "ours": "#c8102e",
     "original": "#4d4d4d",

@@ -19,6 +19,7 @@ from goals import (
     VARIANTS,
     Verdict,
     best_baseline,
+    has_baseline,
     in_words,
     never_slower,
     ratio,
@@ -114,12 +115,13 @@ def _machine(document: dict[str, Any]) -> str:
 
 def _goals(results: Results) -> str:
     head = ("what", "baseline", "goal", "baseline", "ours", "reached", "met")
-    return "## Goals\n\n" + table(head, (_goal_row(one) for one in verdicts(results)))
+    gpu = bool(results.groups("cuda"))
+    return "## Goals\n\n" + table(head, (_goal_row(one, gpu) for one in verdicts(results)))
 
 
-def _goal_row(one: Verdict) -> Sequence[str]:
+def _goal_row(one: Verdict, gpu: bool) -> Sequence[str]:
     if one.met is None:
-        met = "not run: no GPU" if one.device == "cuda" else "not measured"
+        met = "not run: no GPU" if one.device == "cuda" and not gpu else "not measured"
     else:
         met = "yes" if one.met else "**no**"
     return (one.what, one.baseline, one.goal, one.theirs, one.ours, one.reached, met)
@@ -182,7 +184,7 @@ def _layer_row(
         rate = f"{reached / 1e9:,.0f}"
         if ceiling:
             rate += f" ({100 * reached / ceiling:.0f} %)"
-    best = best_baseline(group).median / ours.median if len(group) > 1 else float("nan")
+    best = best_baseline(group).median / ours.median if has_baseline(group) else float("nan")
     return (
         STEPS[steps],
         str(shape.N),
@@ -209,7 +211,7 @@ def _variants(results: Results) -> str:
             if _is_plain(ours):
                 continue
             plain = results.layer(shape_of(ours), ours.info["steps"], "ours", device=device)
-            best = best_baseline(group) if len(group) > 1 else None
+            best = best_baseline(group) if has_baseline(group) else None
             rows.append(
                 (
                     f"{device}, {STEPS[ours.info['steps']]}, {shape_of(ours)}",
@@ -236,7 +238,7 @@ def _memory(results: Results) -> str:
                 continue
             info = group["ours"].info
             for name, size in sizes.items():
-                if size is not None:
+                if size is not None and name in NAMES:
                     what = f"{device}, {STEPS[info['steps']]}, {shape_of(group['ours'])}"
                     mine, theirs = (f"{value / MEGABYTE:,.1f} MB" for value in (ours, size))
                     rows.append((what, NAMES[name], theirs, mine, f"1/{size / ours:.3g}"))

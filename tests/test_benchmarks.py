@@ -133,6 +133,30 @@ def test_the_report_says_what_is_met_what_is_not_and_what_never_ran(tmp_path):
     assert "nobodys-business" not in text
 
 
+def test_everything_that_can_run_can_be_reported(tmp_path):
+    slowness = {"ours": 1.0, "frozen": 0.9, "tensor_cores": 0.5}
+    rows = []
+    for device in ("cpu", "cuda"):
+        for run in layer_runs.runs(quick=device == "cuda", device=device):
+            seconds = 1e-5 + run.shape.flops / 2e11 * slowness.get(run.layer, 3.0)
+            memory = {"peak_bytes": 1000} if run.memory else {}
+            facts = json.loads(json.dumps(run.facts()))
+            rows.append(_row(str(run), seconds, measured="layer", **facts, **memory))
+    for layer, seconds in (("original", 0.1), ("ours", 0.01)):
+        parts = {"backbone, forward": 1.0, "prototype layer, forward": seconds}
+        facts = {"device": "cpu", "layer": layer, "parts": parts}
+        rows.append(_row(f"step-{layer}", 1 + seconds, measured="training step", **facts))
+    (tmp_path / "results.json").write_text(json.dumps(_document(rows)))
+    report.main([str(tmp_path / "results.json"), "--out", str(tmp_path)])
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "slower at 0" in text
+    assert "GPU: never run" not in text
+    assert "| 9.1 % | 0.99 % | 0.99 % | yes |" in text
+    pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert len(pictures) == 4
+    assert all(f"plots/{name}" in text for name in pictures)
+
+
 def test_the_floor_is_the_products_over_the_peak():
     rows = [
         _layer_row("ours", 0.0125, steps="forward"),
