@@ -19,7 +19,7 @@ from protofast.data import Batch, ImageSet
 from protofast.errors import DataError
 from protofast.files import sha256_of, write_together
 from protofast.models.protocol import PrototypeModel
-from protofast.scan import evaluating
+from protofast.scan import evaluating, name_of_image
 
 FOLDER = "evaluation"
 _TOP = 5
@@ -118,9 +118,10 @@ def predict(
     predictions = Predictions(torch.cat(logits), torch.cat(labels), torch.cat(index))
     bad = ~predictions.logits.isfinite().all(dim=1)
     if bool(bad.any()):
+        name = name_of_image(batches, int(predictions.index[bad][0]))
         raise DataError(
-            f"the model gives logits that are not finite for image {int(predictions.index[bad][0])}"
-            f" and {int(bad.sum()) - 1} others; its weights are damaged or training diverged"
+            f"the model gives logits that are not finite for {name} and {int(bad.sum()) - 1} "
+            "others; its weights are damaged or training diverged"
         )
     return predictions
 
@@ -191,7 +192,7 @@ def write_evaluation(
             folder / "confusion.csv": confusion,
             folder / "per_class.csv": per_class,
             folder / "predictions.csv": _predictions_csv(predictions, images),
-            folder / "metrics.json": json.dumps(numbers, indent=2) + "\n",
+            folder / "metrics.json": json.dumps(numbers, indent=2, allow_nan=False) + "\n",
         }
     )
     return metrics

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
@@ -17,7 +19,7 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         content: Text is written as UTF-8.
 
     Raises:
-        OSError: Nothing was changed; ``filename`` is ``path`` (a full disk, say).
+        OSError: ``filename`` is ``path``, which was not changed (a full disk, say).
     """
     write_together({Path(path): content})
 
@@ -26,7 +28,9 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
     """Writes files as :func:`write_atomically` does; none is renamed before all are written.
 
     Raises:
-        OSError: Nothing was changed; ``filename`` is the file that could not be written.
+        OSError: ``filename`` is the file that could not be written. Nothing was changed, unless the
+            error came with the renaming, which takes no room on the disk: then the files before
+            this one are the new ones.
     """
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     path = None
@@ -47,6 +51,17 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None in place of numbers that are not finite, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return value
 
 
 def sync_folder(folder: Path) -> None:

@@ -81,7 +81,7 @@ def project_prototypes(
             chosen = None if classes is None else batch.prototypes_of_its_classes(classes)
             best.update(_nearest_in_batch(batch, model.prototype_class, chosen), chosen)
         best = _over_ranks(best)
-        raise_if_not_finite(best.not_finite)
+        raise_if_not_finite(best.not_finite, batches)
         found = best.images != NO_IMAGE  # [P]
         if classes is None and not bool(found.any()):
             raise DataError("there are no images to project the prototypes on")

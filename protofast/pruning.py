@@ -92,7 +92,7 @@ def nearest_images(
             found = model.nearest_patch(batch.features)
             nearest.offer(batch, found.distances, found.locations, classes)
             not_finite = torch.minimum(not_finite, first_not_finite(batch, found.distances))
-        raise_if_not_finite(gather_ranks(not_finite).amin())
+        raise_if_not_finite(gather_ranks(not_finite).amin(), batches)
         overall = _Nearest(model.num_prototypes, k, device)
         for table in gather_ranks(nearest.table()):
             overall.add(table)

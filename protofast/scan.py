@@ -124,13 +124,21 @@ def first_not_finite(batch: Scanned, distances: Tensor) -> Tensor:
     return torch.where(finite, NO_IMAGE, batch.index).amin()
 
 
-def raise_if_not_finite(image: Tensor) -> None:
-    """Raise DataError for what `first_not_finite` found, if it did."""
+def name_of_image(batches: object, index: int) -> str:
+    """What to call an image: its position, and its file or name where the batches know them."""
+    images = getattr(batches, "image_set", None)
+    if images is None:
+        return f"image {index} of the set"
+    return f"image {index} of the set ({images.file(index) or images.names[index]})"
+
+
+def raise_if_not_finite(image: Tensor, batches: object = None) -> None:
+    """Raise DataError for what `first_not_finite` found in the batches, if it did."""
     index = int(image)
     if index != NO_IMAGE:
         raise DataError(
-            f"image {index} of the set gives features or distances that are not finite; look at "
-            "that image, and at the model's weights (a training that diverged)"
+            f"{name_of_image(batches, index)} gives features or distances that are not finite; "
+            "look at that image, and at the model's weights (a training that diverged)"
         )
 
 

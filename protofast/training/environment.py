@@ -18,7 +18,10 @@ from protofast.files import write_atomically
 
 _LIBRARIES = ("protofast", "torch", "torchvision", "lightning-fabric", "numpy", "safetensors")
 # What must be the same for a resumed run to be bit-equal to one that was never interrupted.
-_NUMERICS = ("versions", "threads", "cpu", "gpus", "ranks", "device", "protofast_build")
+_NUMERICS = (
+    *("versions", "threads", "cpu", "cpu_capability", "gpus", "cuda", "ranks", "device"),
+    "protofast_build",
+)
 
 
 def describe(*, device: str, ranks: int) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def describe(*, device: str, ranks: int) -> dict[str, Any]:
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": _platform(),
         "versions": {name: _version(name) for name in _LIBRARIES},
         "protofast_build": _build_facts(),
         "cpu": _cpu(),
@@ -85,4 +88,10 @@ def _cpu() -> str:
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return os.uname().machine
+
+
+def _platform() -> str:
+    # platform.platform() starts a process, which, if this one is killed now, keeps the run's lock.
+    here = os.uname()
+    return f"{here.sysname}-{here.release}-{here.machine}-with-{''.join(platform.libc_ver())}"

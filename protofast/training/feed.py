@@ -22,7 +22,8 @@ class Feed:
     because ranks must take the same number of steps with batches of the same size.
 
     Raises:
-        DataError: Fewer training images than one batch of all ranks, where there are several.
+        DataError: There are no test images; or fewer training images than one batch of all ranks,
+            where there are several.
     """
 
     def __init__(self, settings: Settings, data: Splits, fabric: Fabric) -> None:
@@ -32,6 +33,11 @@ class Feed:
         self._augmentation: Augmentation | None = settings.training.augmentation.build()
         if self._augmentation == Augmentation.none():
             self._augmentation = None
+        if len(data.test) == 0:
+            raise DataError(
+                "there are no test images, so there is no telling which checkpoint is best; give "
+                "some (data.test_root, or a larger data.test_fraction)"
+            )
         self.per_pass = self._pass(0, 0, augment=False).total
         if self.per_pass == 0:
             raise DataError(
@@ -39,6 +45,14 @@ class Feed:
                 f"{fabric.world_size} times {settings.training.batch_size}; make "
                 "training.batch_size smaller"
             )
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the smallest training batch of a rank."""
+        size = self._training.batch_size
+        if self._fabric.world_size > 1:
+            return size
+        return len(self.data.train) % size or size
 
     def passes(self, step: PlanStep) -> int:
         """Passes over the training images in an epoch of this stage."""

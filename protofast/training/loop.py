@@ -22,11 +22,13 @@ from torch import Tensor, distributed
 
 from protofast.data import Splits
 from protofast.errors import ProtofastError
+from protofast.files import finite
 from protofast.losses import classification_loss, cluster_loss, last_layer_l1, separation_loss
 from protofast.models.protocol import Output
 from protofast.projection import project_prototypes
 from protofast.scan import evaluating
 from protofast.training import health
+from protofast.training.batch_norm import check_single_images
 from protofast.training.build import build_class_weights
 from protofast.training.feed import Feed
 from protofast.training.health import HealthWarning
@@ -35,11 +37,12 @@ from protofast.training.journal import PARTIAL, Journal
 from protofast.training.optimizers import LearningStage, learnable, set_rates
 from protofast.training.progress import summary
 from protofast.training.prototypes_table import prototype_rows
-from protofast.training.schedule import PlanStep, plan
+from protofast.training.schedule import PlanStep, is_tested, plan
 from protofast.training.settings import Settings
 from protofast.training.stages import Perturb, Stages
 from protofast.training.state import EpochSums, State, means
 from protofast.training.testing import run_test
+from protofast.training.workload import Workload
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -81,6 +84,7 @@ class Loop:
         self.stop = stop
         self.plan = plan(settings.training.schedule)
         self.feed = Feed(settings, data, fabric)
+        check_single_images(state.model, data.train, self.feed.smallest_batch)
         self.class_weights = build_class_weights(settings.training.losses, data, fabric.device)
         # Fabric's wrappers share the optimisers' state; the state belongs to the bare ones.
         self.optimizers = {
@@ -88,8 +92,15 @@ class Loop:
             for stage, optimizer in state.optimizers.items()
         }
         self.stages = Stages(
-            fabric, settings, self.feed, state, perturb=perturb, tick=self._check_stop
+            fabric,
+            settings,
+            self.feed,
+            state,
+            perturb=perturb,
+            begin=lambda name, images: self.progress.start(name, total=images),
+            tick=self._tick_whole,
         )
+        self.work = Workload(settings, self.feed, self.stages, fabric.world_size)
         self._images = checksums(data)
         self._saved_at = time.monotonic()
         self._begin_changed_epoch_again()
@@ -105,8 +116,8 @@ class Loop:
     def run(self) -> bool:
         """Goes on from where the state is; whether the plan is done (else it was asked to stop)."""
         self.progress.begin(
-            total=sum(self._work(step) for step in self.plan),
-            done=sum(self._work(step) for step in self.plan[: self.state.step]),
+            total=sum(self.work.of(step) for step in self.plan),
+            done=self.work.done(self.plan, self.state.step, self.state.batch),
         )
         try:
             for step in self.plan[self.state.step :]:
@@ -132,8 +143,9 @@ class Loop:
         optimizer = self.optimizers[stage]
         self.progress.start(
             step.name,
-            total=len(self.data.train) * self.feed.passes(step),
-            done=state.batch * self.settings.training.batch_size,
+            total=self.work.of_epoch(step),
+            done=self.work.learnt(state.batch),
+            counts=not self.stages.is_plain(step),
         )
         clock = time.monotonic()
         for batch in self.stages.batches(step):
@@ -229,7 +241,7 @@ class Loop:
             # A class without images is told by the row and the journal below.
             warnings.simplefilter("ignore", UserWarning)
             projection = project_prototypes(self.state.model, self.feed.projecting(), progress=tick)
-        self.state.prototypes = prototype_rows(self.state.model, projection, images)
+        self.state.prototypes = finite(prototype_rows(self.state.model, projection, images))
         found = []
         if projection.empty_classes:
             names = ", ".join(images.classes[label] for label in projection.empty_classes)
@@ -255,15 +267,8 @@ class Loop:
         self.journal.row("projection" if step.stage == "project" else "epoch", step, row)
         tested = None
         best = self.state.best
-        if self._is_tested(step):
-            tested = run_test(
-                self.fabric,
-                self.stages.module(step),
-                self.feed.testing(),
-                classes=self.state.model.num_classes,
-                # Once a projection has moved the prototypes, it is too late to start it again.
-                tick=self.progress.advance if step.stage == "project" else self._tick,
-            )
+        if is_tested(step, self.settings.training):
+            tested = self._test(step)
             projected = bool(self.state.prototypes)
             if self.stages.is_linear(step):
                 # The layer that was tested is dropped: this says nothing of the network itself.
@@ -282,6 +287,21 @@ class Loop:
         self.state.sums = EpochSums(self.state.model.num_prototypes, self.fabric.device)
         self._save(step.name)
         self.journal.finish(summary(step.name, row, tested))
+
+    def _test(self, step: PlanStep) -> dict[str, Any]:
+        """The numbers on the test images; None in place of those that are not finite."""
+        self.progress.start("test", total=len(self.data.test))
+        tested: dict[str, Any] = finite(
+            run_test(
+                self.fabric,
+                self.stages.module(step),
+                self.feed.testing(),
+                classes=self.state.model.num_classes,
+                # Once a projection has moved the prototypes, it is too late to start it again.
+                tick=self._advance if step.stage == "project" else self._tick,
+            )
+        )
+        return tested
 
     def _save_within(self, step: PlanStep) -> None:
         """A checkpoint in the middle of a step, if what it would hold is worth keeping."""
@@ -330,11 +350,12 @@ class Loop:
                     output.distances, labels, self.state.model.prototype_class
                 )
             sums.add(right, terms, wins, len(labels))
+        images = len(labels) * self.fabric.world_size
         if self.progress.wants_numbers():
             so_far = sums.means()
-            self.progress.advance(len(labels), loss=so_far["loss"], accuracy=so_far["accuracy"])
+            self.progress.advance(images, loss=so_far["loss"], accuracy=so_far["accuracy"])
         else:
-            self.progress.advance(len(labels))
+            self.progress.advance(images)
 
     def _between_batches(self, step: PlanStep, total: int) -> None:
         """Stops if asked to, and saves a checkpoint if the last one is old; all ranks alike."""
@@ -351,11 +372,19 @@ class Loop:
             self._save_within(step)
 
     def _tick(self, images: int) -> None:
-        """More images are done outside a training step."""
-        self.progress.advance(images)
-        self._check_stop(images)
+        """More of this rank's share are done outside a training step."""
+        self._advance(images)
+        self._check_stop()
 
-    def _check_stop(self, _images: int) -> None:
+    def _advance(self, images: int) -> None:
+        self.progress.advance(images * self.fabric.world_size)
+
+    def _tick_whole(self, images: int) -> None:
+        """The same, where every rank does all of them."""
+        self.progress.advance(images)
+        self._check_stop()
+
+    def _check_stop(self) -> None:
         # With several ranks only _between_batches stops, where they agree on it.
         if self.fabric.world_size == 1 and self.stop.is_set():
             raise Stopped
@@ -377,18 +406,3 @@ class Loop:
             found += health.collapsed_prototypes(model.prototypes)
             found += health.dead_features(features)
         return found
-
-    def _is_tested(self, step: PlanStep) -> bool:
-        if step.stage == "project" or step.last:
-            return True
-        if step.stage == "last_layer" and self.settings.training.last_layer_images == "plain":
-            return False  # these epochs take less time than a test
-        number = step.index if step.stage == "last_layer" else step.epoch
-        return (number + 1) % self.settings.training.test_every == 0
-
-    def _work(self, step: PlanStep) -> int:
-        """Images that a step looks at, for the progress bar."""
-        tested = len(self.data.test) if self._is_tested(step) else 0
-        if step.stage == "project":
-            return len(self.data.project) + tested
-        return len(self.data.train) * self.feed.passes(step) + tested

@@ -15,13 +15,16 @@ _EVERY = 0.1  # seconds between two updates of a bar
 
 
 class Progress(Protocol):
-    """What training tells about itself. ``work`` is counted in images."""
+    """What training tells about itself. Work is counted in images, those of all ranks."""
 
     def begin(self, *, total: int, done: int) -> None:
         """The run starts or goes on; ``total`` and ``done`` images over all its steps."""
 
-    def start(self, label: str, *, total: int, done: int = 0) -> None:
-        """A step starts: an epoch of a stage, a projection or a test, over ``total`` images."""
+    def start(self, label: str, *, total: int, done: int = 0, counts: bool = True) -> None:
+        """A step starts: an epoch of a stage, a projection or a test, over ``total`` images.
+
+        Where ``counts`` is false they take next to no time and are not among those of the run.
+        """
 
     def wants_numbers(self) -> bool:
         """Whether to look at loss and accuracy now; on a GPU that waits for it."""
@@ -47,7 +50,7 @@ class Silence:
     def begin(self, *, total: int, done: int) -> None:
         """Nothing."""
 
-    def start(self, label: str, *, total: int, done: int = 0) -> None:
+    def start(self, label: str, *, total: int, done: int = 0, counts: bool = True) -> None:
         """Nothing."""
 
     def wants_numbers(self) -> bool:
@@ -100,6 +103,7 @@ class Bars:
         self._images = 0
         self._begun = 0.0
         self._pending = 0
+        self._counts = True
 
     def begin(self, *, total: int, done: int) -> None:
         """Shows the run's bar."""
@@ -123,10 +127,12 @@ class Bars:
         self._run = self._bars.add_task("whole run", total=total, completed=done, numbers="")
         self._bars.start()
 
-    def start(self, label: str, *, total: int, done: int = 0) -> None:
+    def start(self, label: str, *, total: int, done: int = 0, counts: bool = True) -> None:
         """Shows the step's bar."""
-        if self._bars is None:
+        if self._bars is None or self._run is None:
             return
+        self._bars.update(self._run, advance=self._pending if self._counts else 0)
+        self._counts = counts
         if self._step is not None:
             self._bars.remove_task(self._step)
         self._step = self._bars.add_task(label, total=total, completed=done, numbers="")
@@ -155,13 +161,13 @@ class Bars:
         if accuracy is not None:
             numbers.insert(1, f"train {accuracy:.1%}")
         self._bars.update(self._step, advance=self._pending, numbers="  ".join(numbers))
-        self._bars.update(self._run, advance=self._pending)
+        self._bars.update(self._run, advance=self._pending if self._counts else 0)
         self._pending = 0
 
     def finish(self, line: str) -> None:
         """Prints the line above the bars."""
         if self._bars is not None and self._run is not None:
-            self._bars.update(self._run, advance=self._pending)
+            self._bars.update(self._run, advance=self._pending if self._counts else 0)
             self._pending = 0
         self.console.print(line, markup=False, highlight=False)
 

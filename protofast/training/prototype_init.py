@@ -45,17 +45,26 @@ def start_from_patches(
     starts: list[tuple[Tensor, Tensor]] = []
     with evaluating(model):
         for label in model.prototype_class.unique().tolist():
-            members = (images.labels == label).nonzero()[:, 0]
-            if len(members) == 0:
+            chosen = _chosen(images, label)
+            if len(chosen) == 0:
                 continue
-            chosen = members[:: -(-len(members) // _IMAGES)]
             batches = Batches(images.subset(chosen), batch_size, device=prototypes.device)
             patches = _patches(model, batches, head, label, tick)
             numbers = (model.prototype_class == label).nonzero()[:, 0]
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + label)
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + label) % 2**64)
             starts.append((numbers, _centres(patches, len(numbers), generator)))
         for numbers, centres in starts:
             prototypes[numbers] = centres.to(prototypes.device)
+
+
+def images_to_start_from(images: ImageSet) -> int:
+    """How many images :func:`start_from_patches` looks at."""
+    return sum(len(_chosen(images, label)) for label in range(len(images.classes)))
+
+
+def _chosen(images: ImageSet, label: int) -> Tensor:
+    members = (images.labels == label).nonzero()[:, 0]
+    return members[:: max(1, -(-len(members) // _IMAGES))]
 
 
 def _patches(

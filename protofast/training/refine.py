@@ -213,7 +213,7 @@ class _Refinement:
     def _write(
         self, refined: Refined, action: str, model: ProtoPNet, rows: list[Row], facts: Row
     ) -> None:
-        """The new checkpoint, which becomes the best; last of all the table of prototypes."""
+        """The new checkpoint, which becomes the best, with the table of its prototypes."""
         new_facts = {
             "model": model.config,
             "classes": facts["classes"],
@@ -223,11 +223,10 @@ class _Refinement:
         }
         self.folder.write(refined.checkpoint, model_tensors(model), new_facts)
         try:
-            self.folder.point("best", refined.checkpoint)
+            self.folder.point_to_best(refined.checkpoint, rows)
         except OSError:
             self.folder.remove(refined.checkpoint)  # the disk is full: the run is as it was
             raise
-        self.folder.write_prototypes(rows)
         numbers = {
             "checkpoint": refined.checkpoint,
             "prototypes_before": refined.prototypes[0],
@@ -259,7 +258,7 @@ class _Refinement:
         weight = model.last_layer.weight
         rate = self.training.optimizer.last_layer.last_layer or 1e-4
         optimizer = torch.optim.Adam([weight], lr=rate)
-        generator = torch.Generator().manual_seed(self.training.seed)
+        generator = torch.Generator().manual_seed(self.training.seed % 2**64)
         model.requires_grad_(False)
         weight.requires_grad_(True)
         for _ in range(epochs):

@@ -21,6 +21,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +37,7 @@ from protofast.errors import (
     SettingsError,
     command_line,
 )
-from protofast.files import sync_folder, write_atomically
+from protofast.files import finite, sync_folder, write_atomically, write_together
 from protofast.models import ProtoPNet
 from protofast.training.checkpoint import load_checkpoint, save_checkpoint
 from protofast.training.settings import Settings
@@ -75,7 +76,9 @@ class RunFolder:
         path = Path(path).absolute()
         RunFolder.check_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # A new name, whatever a killed process may have left; what it holds has usual permissions.
+        parcel = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        draft = parcel / path.name
         try:
             (draft / "checkpoints").mkdir(parents=True)
             (draft / "prototypes").mkdir()
@@ -87,7 +90,7 @@ class RunFolder:
                 raise RunFolderError(f"{path} was just made by another process") from error
             raise
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(parcel, ignore_errors=True)
         sync_folder(path.parent)
         return RunFolder(path)
 
@@ -147,14 +150,19 @@ class RunFolder:
         """Keeps every other process from training or changing this run; freed when a process dies.
 
         Raises:
-            RunFolderError: Another process holds it.
+            RunFolderError: Another process holds it, or the file system has no locks.
         """
         with (self.path / ".lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise RunFolderError(
                     f"another process is working on {self.path}; wait for it or stop it"
+                ) from error
+            except OSError as error:
+                raise RunFolderError(
+                    f"the file system of {self.path} has no locks ({error.strerror}), which keep "
+                    "two processes from changing one run; choose a folder on another (--out)"
                 ) from error
             yield
 
@@ -167,9 +175,12 @@ class RunFolder:
 
     def names(self) -> list[str]:
         """Names of all checkpoints, oldest first."""
-        files = [file for file in self.checkpoints.glob(f"*{_SUFFIX}") if file.name[0] != "."]
-        by_age = sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
-        return [file.name.removesuffix(_SUFFIX) for file in by_age]
+        ages = []
+        for file in self.checkpoints.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # a training that goes on deleted it
+                if file.name[0] != ".":
+                    ages.append((file.stat().st_mtime_ns, file.name.removesuffix(_SUFFIX)))
+        return [name for _, name in sorted(ages)]
 
     def pointer(self, which: str) -> str | None:
         """The name that ``latest`` or ``best`` points to, or None."""
@@ -182,6 +193,16 @@ class RunFolder:
     def point(self, which: str, name: str) -> None:
         """Lets ``latest`` or ``best`` point to a checkpoint."""
         write_atomically(self.checkpoints / which, name + "\n")
+
+    def unpoint(self, which: str) -> None:
+        """Lets ``latest`` or ``best`` point to nothing."""
+        (self.checkpoints / which).unlink(missing_ok=True)
+
+    def point_to_best(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Lets ``best`` point to a checkpoint and describes its prototypes: both or neither."""
+        file, text = self._prototypes(rows)
+        file.parent.mkdir(exist_ok=True)
+        write_together({file: text, self.checkpoints / "best": name + "\n"})
 
     def write(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Writes the checkpoint ``name``."""
@@ -200,17 +221,18 @@ class RunFolder:
         Raises:
             CheckpointError: There is none; the message names what there is.
         """
-        name: str | None = which.removesuffix(_SUFFIX)
-        if which in ("latest", "best"):
-            name = self.pointer(which)
-            if name is None and which == "best":
-                name = self.pointer("latest")
-        known = self.names()
-        if name is None or name not in known:
-            there = f"there are {', '.join(known)}" if known else "there are none yet"
-            called = which if name in (which, None) else f"{name}, which is the {which},"
-            raise CheckpointError(f"no checkpoint {called} in {self.path}; {there}")
-        return name
+        for _ in range(2):  # a training that goes on may move the pointer in between
+            name: str | None = which.removesuffix(_SUFFIX)
+            if which in ("latest", "best"):
+                name = self.pointer(which)
+                if name is None and which == "best":
+                    name = self.pointer("latest")
+            known = self.names()
+            if name is not None and name in known:
+                return name
+        there = f"there are {', '.join(known)}" if known else "there are none yet"
+        called = which if name in (which, None) else f"{name}, which is the {which},"
+        raise CheckpointError(f"no checkpoint {called} in {self.path}; {there}")
 
     @staticmethod
     def is_refined(name: str) -> bool:
@@ -230,6 +252,8 @@ class RunFolder:
             CheckpointError: There is none, or it is damaged; the message names what else there is.
         """
         name = self.resolve(which)
+        if not (self.checkpoints / (name + _SUFFIX)).exists():
+            name = self.resolve(which)  # a training that goes on has just put a newer one there
         try:
             tensors, facts = load_checkpoint(self.checkpoints / (name + _SUFFIX))
         except CheckpointError as error:
@@ -258,8 +282,9 @@ class RunFolder:
     # ----- words and numbers -----
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds lines to ``metrics.jsonl``."""
-        self._append(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        """Adds lines to ``metrics.jsonl``; numbers that are not finite become null."""
+        lines = [json.dumps(finite(row), allow_nan=False) + "\n" for row in rows]
+        self._append(self.metrics, "".join(lines))
 
     def metrics_size(self) -> int:
         """Length of ``metrics.jsonl`` in bytes, after making sure they are on the disk."""

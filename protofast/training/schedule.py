@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from protofast.errors import SettingsError
-from protofast.training.settings import OptimizerSettings, ScheduleSettings
+from protofast.training.settings import OptimizerSettings, ScheduleSettings, TrainingSettings
 
 Stage = Literal["warm", "joint", "project", "last_layer"]
 
@@ -78,6 +78,16 @@ def plan(schedule: ScheduleSettings) -> list[PlanStep]:
             zip(steps, following, strict=True)
         )
     ]
+
+
+def is_tested(step: PlanStep, training: TrainingSettings) -> bool:
+    """Whether the network is tested after a step."""
+    if step.stage == "project" or step.last:
+        return True
+    if step.stage == "last_layer" and training.last_layer_images == "plain":
+        return False  # these epochs take less time than a test
+    number = step.index if step.stage == "last_layer" else step.epoch
+    return (number + 1) % training.test_every == 0
 
 
 def find_place(steps: list[PlanStep], key: list[Any] | None, *, under_way: bool) -> int:

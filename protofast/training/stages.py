@@ -15,7 +15,7 @@ from protofast.training.activations import Activations, IndexBatch, compute_acti
 from protofast.training.feed import Feed
 from protofast.training.optimizers import LearningStage, let_learn
 from protofast.training.pooled import PooledClassifier
-from protofast.training.prototype_init import start_from_patches
+from protofast.training.prototype_init import images_to_start_from, start_from_patches
 from protofast.training.schedule import PlanStep, joint_factor, warm_factor
 from protofast.training.settings import LearningRates, Settings
 from protofast.training.state import State
@@ -33,7 +33,8 @@ class Stages:
         feed: The images.
         state: Model, head and place.
         perturb: Alters training images, or None.
-        tick: Called with the number of images of each batch that is looked at without learning.
+        begin: Called with a name and a number of images before they are looked at without learning.
+        tick: Called with the number of images of each batch of them.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Stages:
         state: State,
         *,
         perturb: Perturb | None,
+        begin: Callable[[str, int], None],
         tick: Callable[[int], None],
     ) -> None:
         self._fabric = fabric
@@ -51,6 +53,7 @@ class Stages:
         self._feed = feed
         self._state = state
         self._perturb = perturb
+        self._begin = begin
         self._tick = tick
         self._network: nn.Module | None = None
         self._stage_of_network: str | None = None
@@ -81,7 +84,7 @@ class Stages:
         still = stage == "last_layer" and training.freeze_batch_norm_after_projection
         # In eval mode the last-layer stage sees exactly the features that were projected.
         model.train(not still)
-        if self._is_plain(step):
+        if self.is_plain(step):
             return self._known_images(step, stage)
         module = self.module(step)
         network = self._wrapped(stage, module)
@@ -97,7 +100,7 @@ class Stages:
 
     def batches(self, step: PlanStep) -> Iterator[Batch] | Iterator[IndexBatch]:
         """What is left of the step's training batches."""
-        if self._is_plain(step):
+        if self.is_plain(step):
             return self._feed.training_index(step, self._state.batch)
         return self._feed.training(step, self._state.batch)
 
@@ -109,7 +112,17 @@ class Stages:
         factor = warm_factor if step.stage == "warm" else joint_factor
         return factor(step.index, part, optimizer=training.optimizer, schedule=training.schedule)
 
-    def _is_plain(self, step: PlanStep) -> bool:
+    def preparation(self, step: PlanStep) -> int:
+        """How many images are looked at before the first batch of a step."""
+        if self.is_plain(step):
+            return len(self._feed.data.train) if step.index == 0 else 0
+        patches = self._settings.model.prototype_init == "patches"
+        if patches and step.stage == "joint" and step.index == 0:
+            return images_to_start_from(self._feed.data.train)
+        return 0
+
+    def is_plain(self, step: PlanStep) -> bool:
+        """Whether the step learns from activations that are computed once, in next to no time."""
         return step.stage == "last_layer" and self._settings.training.last_layer_images == "plain"
 
     def _known_images(self, step: PlanStep, stage: LearningStage) -> Forward:
@@ -117,6 +130,7 @@ class Stages:
         model = self._state.model
         if self._known is None or self._known[0] != step.cycle:
             whole = self._feed.whole_training_set()
+            self._begin("activations", len(self._feed.data.train))
             self._known = step.cycle, compute_activations(model, whole, self._tick)
         known, last_layer = self._known[1], self._wrapped(stage, model.last_layer)
         return lambda batch: output_of(known, last_layer, batch.index)
@@ -124,6 +138,7 @@ class Stages:
     def _start_prototypes(self) -> None:
         """Before the first joint epoch; again if the run is resumed before its first batch."""
         if self._settings.model.prototype_init == "patches":
+            self._begin("prototype start", images_to_start_from(self._feed.data.train))
             start_from_patches(
                 self._state.model,
                 self._feed.data.train,

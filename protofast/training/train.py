@@ -347,9 +347,11 @@ def _mend_pointers(folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
     """Lets ``latest`` and ``best`` name checkpoints that exist, if they do not."""
     if folder.pointer("latest") != name:
         folder.point("latest", name)
-    there = folder.names()
-    if facts["best"] and facts["best"]["name"] in there and folder.pointer("best") not in there:
+    there, best = folder.names(), folder.pointer("best")
+    if facts["best"] and facts["best"]["name"] in there and best not in there:
         folder.point("best", facts["best"]["name"])
+    elif best is not None and best not in there:
+        folder.unpoint("best")
 
 
 def _newest_whole(journal: Journal) -> tuple[str, dict[str, Tensor], dict[str, Any]] | None:

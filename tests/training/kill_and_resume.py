@@ -8,12 +8,13 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
 
 from protofast.data import Splits
-from protofast.training import Settings, build_data, load_settings, train
+from protofast.training import RunFolder, Settings, build_data, load_settings, train
 
 
 def attempt(settings: Settings, path: Path, data: Splits) -> int:
@@ -24,7 +25,11 @@ def attempt(settings: Settings, path: Path, data: Splits) -> int:
     code = 1
     try:
         code = 0 if train(settings, path, resume=path.exists(), data=data).finished else 2
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -68,6 +73,10 @@ def main(settings_file: Path, folder: Path, kills: int, overrides: list[str]) ->
     child = attempt(settings, folder / "whole", data)
     while not ended(child):
         time.sleep(0.01)
+    finished = RunFolder.open(folder / "whole")
+    for name in finished.names():  # what is compared is the last; the others fill the disk
+        if name not in (finished.pointer("latest"), finished.pointer("best")):
+            finished.remove(name)
     # The moments are set by checkpoints seen, not by the clock, which a busy machine stretches.
     chance = random.Random(0)
     latest = folder / "killed" / "checkpoints" / "latest"

@@ -1,4 +1,4 @@
-"""Resuming with other settings or other images: what is taken up, and what is refused."""
+"""Other settings, other images, lost checkpoints: what is taken up, and what is refused."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import torch
 
 from protofast.data import Splits
 from protofast.errors import DataError, SettingsError
-from protofast.training import RunFolder, Settings, project_run, prune_run, train
+from protofast.training import RunFolder, Settings, build_data, project_run, prune_run, train
 from protofast.training.images import other_images
 from protofast.training.progress import Silence
 
@@ -151,3 +151,28 @@ def test_prototypes_that_moved_on_are_no_patches_any_more(
     assert json.loads((folder.path / "prototypes" / "prototypes.json").read_text()) == []
     with pytest.raises(SettingsError, match="never projected"):
         prune_run(folder, birds, checkpoint="latest")
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten(
+    tiny: Tiny, birds: Splits, tmp_path: Path
+) -> None:
+    joint = ("training.schedule.project_every=0", "training.schedule.project_last=false")
+    folder = train_a_little(tiny(*joint), tmp_path / "run", birds, 9)
+    best = folder.pointer("best")
+    assert best in ("warm-0", "joint-1")
+    (folder.checkpoints / f"{best}.safetensors").unlink()
+    result = train(None, folder.path, resume=True, data=birds)
+    assert result.best == folder.pointer("best") == "joint-2"
+    folder.load_model("best")
+
+
+def test_images_that_cannot_be_learnt_from_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    small = tiny("data.size=16", "training.batch_size=23")  # 24 images, a latent map of 1 x 1
+    data = build_data(small.data, threads=1)
+    with pytest.raises(DataError, match=r"the smallest batch of the 24 training images holds just"):
+        train(small, tmp_path / "run", data=data)
+    larger = tiny("training.schedule.epochs=1", "training.batch_size=23")
+    assert train(larger, tmp_path / "larger").finished, "four places are enough"
+    with pytest.raises(DataError, match="there are no test images"):
+        train(small, tmp_path / "run", data=Splits(data.train, data.project, data.test.subset([])))
+    assert not (tmp_path / "run").exists()

@@ -43,6 +43,7 @@ def test_both_ranks_end_with_the_same_weights(two_ranks: RunFolder) -> None:
     assert first["finished"]
     assert first["sum"] == second["sum"]
     assert first["best"] == second["best"]
+    assert first["images"][0] == first["images"][1] > 0, "the bar counts the images of both ranks"
     assert first["again"].startswith("RunFolderError: ")
     assert second["again"].startswith("ProtofastError: the first rank failed: RunFolderError")
     starts = json.loads((two_ranks.path / "environment.json").read_text())["starts"]

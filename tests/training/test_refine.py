@@ -179,6 +179,16 @@ def test_what_was_never_projected_is_not_pruned(run: RunFolder, birds: Splits) -
     assert _files(run.path) == before
 
 
+def test_best_and_its_table_change_together_or_not_at_all(run: RunFolder, birds: Splits) -> None:
+    table = run.path / "prototypes" / "prototypes.json"
+    table.unlink()
+    table.mkdir()  # so that it cannot be replaced
+    before = _files(run.path)
+    with pytest.raises(OSError, match=r"prototypes\.json"):
+        prune_run(run, birds, threshold=1, last_layer_epochs=0)
+    assert _files(run.path) == before
+
+
 def test_other_classes_and_other_processes(run: RunFolder, birds: Splits, tiny: Tiny) -> None:
     from protofast.training import build_data
 

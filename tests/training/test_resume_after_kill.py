@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,8 +32,8 @@ def test_ten_kills_change_no_bit(tiny_file: Path, scratch: tuple[str, ...], tmp_
         timeout=300,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert f"{KILLS} kills" in ran.stdout, ran.stdout
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{KILLS} kills" in ran.stdout, ran.stdout + ran.stderr
     whole, killed = (RunFolder.open(tmp_path / name) for name in ("whole", "killed"))
     starts = json.loads((killed.path / "environment.json").read_text())["starts"]
     assert len(starts) >= KILLS // 2, "most kills fell into training, not before it"
@@ -47,3 +48,4 @@ def test_ten_kills_change_no_bit(tiny_file: Path, scratch: tuple[str, ...], tmp_
     assert facts["prototypes"] == other_facts["prototypes"]
     tables = [(folder.path / "prototypes" / "prototypes.json") for folder in (whole, killed)]
     assert tables[0].read_bytes() == tables[1].read_bytes()
+    shutil.rmtree(tmp_path)  # what is left of a test is kept for a while, and this is much

@@ -1,5 +1,8 @@
 """The folder of a run: never overwritten, locked, readable, and plain about what is missing."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +66,41 @@ def test_one_process_at_a_time(tiny: Callable[..., Settings], tmp_path: Path) ->
         pass
 
 
+def test_a_file_system_without_locks_is_named(
+    tiny: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    folder = RunFolder.create(tmp_path / "run", tiny())
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunFolderError, match=r"has no locks \(No locks available\)"), folder.lock():
+        pass
+
+
+def test_what_a_killed_process_left_is_not_in_the_way(
+    tiny: Callable[..., Settings], tmp_path: Path
+) -> None:
+    stale = tmp_path / f".run.{os.getpid()}.tmp"  # process numbers come again
+    (stale / "checkpoints").mkdir(parents=True)
+    folder = RunFolder.create(tmp_path / "run", tiny())
+    (tmp_path / "other").mkdir()
+    assert folder.path.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [stale.name, "other", "run"]
+
+
+def test_checkpoints_may_go_while_one_looks(
+    tiny: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", tiny())
+    folder.write("joint-2", {"a": torch.ones(1)}, {})
+    (folder.checkpoints / "joint-1.safetensors").symlink_to("gone")
+    assert folder.names() == ["joint-2"]
+    pointed = iter(["joint-1", "joint-2"])  # training moves on between two looks
+    monkeypatch.setattr(RunFolder, "pointer", lambda *_: next(pointed))
+    assert folder.read("latest")[0] == "joint-2"
+
+
 def test_models_come_back_and_missing_ones_are_named(
     tiny: Callable[..., Settings], tmp_path: Path
 ) -> None:
@@ -87,6 +125,17 @@ def test_models_come_back_and_missing_ones_are_named(
     folder.write("odd", model_tensors(other), facts)
     with pytest.raises(CheckpointError, match=r"odd does not fit.*add_on\.0\.bias is \[9\] there"):
         folder.load_model("odd")
+
+
+def test_numbers_that_json_does_not_know_become_null(
+    tiny: Callable[..., Settings], tmp_path: Path
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", tiny())
+    row = {"loss": float("nan"), "rates": {"a": float("inf"), "b": 1.0}, "list": [-float("inf")]}
+    folder.append_metrics([row])
+    assert "NaN" not in folder.metrics.read_text()
+    assert "Infinity" not in folder.metrics.read_text()
+    assert folder.rows() == [{"loss": None, "rates": {"a": None, "b": 1.0}, "list": [None]}]
 
 
 def test_metrics_are_cut_back_and_half_lines_ignored(

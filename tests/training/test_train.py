@@ -130,15 +130,24 @@ class _StopAfter(Silence):
             self.event.set()
 
 
-@pytest.mark.parametrize("from_scratch", [False, True])
+@pytest.mark.parametrize(("from_scratch", "threads"), [(False, 1), (True, 1), (False, 2)])
 def test_a_stopped_run_goes_on_bit_for_bit(
-    from_scratch: bool, tiny: Tiny, scratch: tuple[str, ...], birds: Splits, tmp_path: Path
+    from_scratch: bool,
+    threads: int,
+    tiny: Tiny,
+    scratch: tuple[str, ...],
+    birds: Splits,
+    tmp_path: Path,
 ) -> None:
-    settings = tiny(*(scratch if from_scratch else ()))
+    torch.set_num_threads(threads)
+    shorter = ("training.schedule.epochs=2",) if threads > 1 else ()
+    settings = tiny(*(scratch if from_scratch else shorter))
     done = train(settings, tmp_path / "undisturbed", data=birds)
     starts = 0
     result = None
-    # Every third call: within epochs, projections and tests.
+    every = 4 if threads == 1 else 6
+    # Every fourth call: within epochs, projections and tests. (Three of them come before the first
+    # joint batch, where the prototypes start, which is done anew.)
     while result is None or not result.finished:
         stop = threading.Event()
         result = train(
@@ -147,11 +156,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(
             resume=starts > 0,
             data=birds,
             stop=stop,
-            progress=_StopAfter(stop, 3),
+            progress=_StopAfter(stop, every),
         )
         starts += 1
         assert starts < 50
-    assert starts > 5
+    assert starts > (5 if threads == 1 else 1)
     _assert_equal(_weights(done.folder), _weights(result.folder))
     timeless = [
         [{key: value for key, value in row.items() if "second" not in key} for row in folder.rows()]
@@ -287,6 +296,10 @@ def test_prototypes_start_as_centres_of_their_own_class(
         nearest = torch.cdist(patches, own).argmin(dim=1)
         for number in (0, 1):
             torch.testing.assert_close(own[number], patches[nearest == number].mean(0))
+    start_from_patches(
+        model, some, head=None, batch_size=5, seed=20261122002300, tick=seen.append
+    )  # any seed will do
+    start_from_patches(model, some, head=None, batch_size=5, seed=1, tick=seen.append)
     again = build_model(settings.model, settings.data, num_classes=3)
     again.load_state_dict(model.state_dict())
     start_from_patches(again, some, head=None, batch_size=5, seed=1, tick=seen.append)
@@ -374,16 +387,19 @@ def test_a_diverged_run_stops_with_one_line(tiny: Tiny, birds: Splits, tmp_path:
     assert "\n" not in str(caught.value)
 
 
-def test_class_weights_change_the_loss(
-    done: Result, tiny: Tiny, birds: Splits, tmp_path: Path
-) -> None:
-    weighted = tiny("training.losses.class_weights=[1, 100, 1]")
-    result = train(weighted, tmp_path / "run", data=birds)
-    terms = [
-        next(row["cross_entropy"] for row in folder.rows() if row["kind"] == "epoch")
-        for folder in (done.folder, result.folder)
-    ]
-    assert terms[0] != terms[1]
+def test_class_weights_change_the_loss(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
+    weights = torch.tensor([1.0, 100.0, 1.0])
+    expected: list[Tensor] = []
+
+    def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+        with torch.no_grad():
+            logits = model(images).logits
+        expected.append(nn.functional.cross_entropy(logits, labels, weights))
+
+    weighted = tiny("training.losses.class_weights=[1, 100, 1]", "training.batch_size=24")
+    result = train(weighted, tmp_path / "run", data=birds, perturb=perturb)
+    terms = [row["cross_entropy"] for row in result.folder.rows() if row["kind"] == "epoch"]
+    torch.testing.assert_close(terms, [float(term) for term in expected])
     with pytest.raises(SettingsError, match="2 numbers for 3 classes"):
         train(tiny("training.losses.class_weights=[1, 2]"), tmp_path / "other", data=birds)
 

@@ -9,6 +9,19 @@ import torch
 from torch import distributed
 
 from protofast.training import build_data, build_model, load_settings, train
+from protofast.training.progress import Silence
+
+
+class Count(Silence):
+    """Adds up the images that the bar of the run is told of."""
+
+    total = done = 0
+
+    def begin(self, *, total: int, done: int) -> None:
+        self.total = total
+
+    def advance(self, images: int, **_: object) -> None:
+        self.done += images
 
 
 def main(settings_file: Path, folder: Path) -> None:
@@ -17,9 +30,15 @@ def main(settings_file: Path, folder: Path) -> None:
     settings = load_settings(settings_file)
     model = build_model(settings.model, settings.data, num_classes=3)
     data = build_data(settings.data, threads=1)
-    result = train(settings, folder, data=data, model=model)
+    count = Count()
+    result = train(settings, folder, data=data, model=model, progress=count)
     weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
-    said = {"sum": float(weights.sum()), "finished": result.finished, "best": result.best}
+    said: dict[str, object] = {
+        "sum": float(weights.sum()),
+        "finished": result.finished,
+        "best": result.best,
+    }
+    said["images"] = [count.done, count.total]
     try:
         train(settings, folder, data=data)
     except Exception as error:
