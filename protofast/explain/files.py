@@ -34,8 +34,9 @@ whose value is unknown holds null.
   [...], "test": [...]}, each {"image", "box", "distance", "similarity"}, nearest first, "wins": for
   how many training images of its class it is the most similar prototype of that class, "of": how
   many such images there are, "flags": of ``duplicate``, ``never_wins``, ``collapsed``,
-  ``empty_class``, ``not_projected``, "same_as": the first 12 prototypes with the same source patch
-  or nearly the same vector, "same_as_count": how many there are}.
+  ``empty_class``, ``not_projected``, ``strayed`` (no longer equal to its patch), "same_as": the
+  first 12 prototypes with the same source patch or nearly the same vector, "same_as_count": how
+  many there are}.
 - ``test``: {"images", "right"}. ``sampling``: {"seed", "right", "wrong"}, the last two in words.
 - ``predictions``: a list of {"image", "label", "predicted", "right", "classes": [{"class", "logit",
   "probability", "shown": [{"prototype", "similarity", "distance", "weight", "contribution", "row",

@@ -256,6 +256,9 @@ def _flags(gallery: Gallery, prototype: int, alike: Likeness) -> list[str]:
         flags.append("never_wins")
     if int(facts.of[prototype]) == 0:
         flags.append("empty_class")
-    if gallery.sources[prototype] is None:
+    spot = gallery.source_spots[prototype]
+    if spot is None:
         flags.append("not_projected")
+    elif spot.strayed:
+        flags.append("strayed")
     return flags

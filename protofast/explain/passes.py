@@ -20,6 +20,10 @@ Advance = Callable[[int], None]  # called with the number of images done so far
 
 _PAIRS_AT_ONCE = 256
 
+# A prototype no longer equals its patch: what is beyond the differences between devices (whose
+# rounding is 1e-3 of a feature's length at most), relative to the prototypes' length.
+_APART = 1e-2
+
 
 @dataclass(frozen=True)
 class TrainingFacts:
@@ -78,6 +82,11 @@ class SourceSpot(Spot):
 
     heatmap: bytes
     apart: float
+
+    @property
+    def strayed(self) -> bool:
+        """Whether the prototype no longer equals the patch."""
+        return self.apart > _APART
 
 
 def batches_of(image_set: ImageSet, batch_size: int) -> Batches:

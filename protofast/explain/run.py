@@ -42,10 +42,6 @@ from protofast.scan import evaluating
 _NEAREST = ((300, 5), (1000, 3))  # up to so many prototypes: so many images
 _NEAREST_OF_MANY = 2
 
-# A prototype no longer equals its patch: what is beyond the differences between devices (whose
-# rounding is 1e-3 of a feature's length at most), relative to the prototypes' length.
-_APART = 1e-2
-
 Progress = Callable[[str, int, int], None]  # called with (what is done, images done, images in all)
 
 
@@ -269,7 +265,7 @@ def _notes(gallery: Gallery) -> list[str]:
             f"{missing} of {len(sources)} prototypes have no source patch, because their class had "
             "no training images."
         )
-    strayed = sum(spot is not None and spot.apart > _APART for spot in gallery.source_spots)
+    strayed = sum(spot is not None and spot.strayed for spot in gallery.source_spots)
     if strayed:
         notes.append(
             f"{strayed} of {len(sources)} prototypes no longer equal the patch they were projected "

@@ -26,6 +26,11 @@ FLAGS = {
         "empty class",
         "There is no training image of its class.",
     ),
+    "strayed": (
+        "strayed",
+        "It no longer equals the patch it was projected on; its similarity to its source is "
+        "what is left.",
+    ),
     "not_projected": (
         "not projected",
         "It is no patch of a training image; what is shown are the patches nearest to it.",

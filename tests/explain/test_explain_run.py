@@ -63,6 +63,7 @@ def test_a_projected_prototype_is_its_source(
         assert (source["row"], source["column"]) == (row["row"], row["col"])
         assert source["box"] == row["box"]
         assert source["similarity"] == pytest.approx(math.log(1e4))
+        assert source["apart"] < 1e-5
         nearest = prototype["nearest"]["train"][0]
         assert nearest["distance"] == 0
         x0, y0, x1, y1 = source["box"]
@@ -207,6 +208,7 @@ def test_a_network_that_changed_since_the_projection_is_noticed(
             there = model.similarity_map(features, index)[0, 0, row["row"], row["col"]]
         assert source["similarity"] == pytest.approx(float(there), rel=1e-4)
         assert source["apart"] > 0.1
+        assert "strayed" in prototype["flags"]
         x0, y0, x1, y1 = source["box"]  # holds the middle of the patch's cell
         assert x0 <= (row["col"] + 0.5) * 64 / features.shape[3] <= x1
         assert y0 <= (row["row"] + 0.5) * 48 / features.shape[2] <= y1
