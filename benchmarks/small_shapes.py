@@ -8,6 +8,7 @@ import os
 
 import torch
 
+from protofast import _build
 from protofast.ops import distance_map, masked_view, nearest_patch
 
 SHAPES = (  # N, P, D, H, W
@@ -23,8 +24,13 @@ PAIRS = (("squared_l2", "log"), ("l2", "exp"), ("dot", "linear"), ("cosine", "li
 
 
 def main() -> None:
-    modern = torch.cuda.get_device_capability() >= (8, 0)
-    for path in ("plain", "tensor_cores") if modern else ("plain",):
+    capability = torch.cuda.get_device_capability()
+    paths = ["plain"]
+    if capability >= (8, 0):
+        paths.append("tensor_cores")
+    if capability == (9, 0) and "90a" in _build.facts()["cuda_architectures"]:
+        paths.append("wgmma")
+    for path in paths:
         os.environ["PROTOFAST_GPU"] = path
         run_all()
     torch.cuda.synchronize()

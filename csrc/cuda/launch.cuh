@@ -28,6 +28,14 @@ inline cudaStream_t use(const Stream& stream) {
   return static_cast<cudaStream_t>(stream.handle);
 }
 
+// A grid of so many blocks; its one dimension holds 2^31 - 1.
+inline unsigned int grid(int64_t blocks) {
+  if (blocks > std::numeric_limits<int32_t>::max()) {
+    throw std::runtime_error("protofast: too many images and prototypes for one call");
+  }
+  return static_cast<unsigned int>(blocks);
+}
+
 // Calls body with a (Compute, Feature) pair of null pointers that name the types.
 template <typename Body>
 void with_types(Number features, Body body) {

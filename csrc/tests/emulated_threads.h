@@ -144,6 +144,14 @@ class EmulatedThreads {
     }
   }
 
+ protected:
+  // Toward zero, as the accumulators of tensor cores round.
+  static float cut_off(double value) {
+    const float nearest = static_cast<float>(value);
+    if (std::abs(double(nearest)) <= std::abs(value)) return nearest;
+    return std::nextafter(nearest, 0.0f);
+  }
+
  private:
   struct Copy {
     uint8_t* to;
@@ -176,13 +184,6 @@ class EmulatedThreads {
 
   static float low(uint32_t word) { return cuda::from_bf16(static_cast<uint16_t>(word)); }
   static float high(uint32_t word) { return cuda::from_bf16(static_cast<uint16_t>(word >> 16)); }
-
-  // Toward zero, as the accumulators of tensor cores round.
-  static float cut_off(double value) {
-    const float nearest = static_cast<float>(value);
-    if (std::abs(double(nearest)) <= std::abs(value)) return nearest;
-    return std::nextafter(nearest, 0.0f);
-  }
 
   mutable int running_ = 0;
   mutable std::array<Copies, kCount> copies_;

@@ -5,173 +5,14 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <vector>
 
-#include "cuda/nearest_patch/finish.cuh"
-#include "cuda/nearest_patch/plan.h"
-#include "cuda/nearest_patch/selection.cuh"
 #include "tests/check.h"
-#include "tests/cuda_problem.h"
-#include "tests/emulated_threads.h"
+#include "tests/emulated_tensor_cores.h"
 
 namespace {
 
 using namespace protofast::testing;
-
-// Memory as a GPU's allocator gives it: aligned, and full of NaN.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : count_(std::max<int64_t>(count, 1)) {
-    const size_t bytes = round_up(count_ * sizeof(T), 16);
-    data_.reset(static_cast<T*>(std::aligned_alloc(16, bytes)));
-    std::memset(static_cast<void*>(data_.get()), 0xff, bytes);
-  }
-  T* data() { return data_.get(); }
-  T& operator[](int64_t i) { return data_.get()[i]; }
-
- private:
-  struct Free {
-    void operator()(T* data) const { std::free(data); }
-  };
-  int64_t count_;
-  std::unique_ptr<T, Free> data_;
-};
-
-template <typename Source>
-void pack(int planes, const Packing<Source>& packing, int64_t images) {
-  const EmulatedThreads<kPackThreads> block;
-  for (int64_t tile = 0; tile < images * packing.tiles_per_image(); ++tile) {
-    const auto shared = std::make_unique<PackingTile>();
-    if (planes == 1) {
-      pack_tile<1>(block, packing, tile, *shared);
-    } else {
-      pack_tile<2>(block, packing, tile, *shared);
-    }
-  }
-}
-
-// The whole path; what it finds stands in `problem`.
-struct TensorCores {
-  Plan plan;
-  int64_t patch_rows, prototype_rows, numbers;
-  Buffer<float> centre, squared_norms, factors;
-  Buffer<uint16_t> patches, prototypes;
-  Buffer<Column> columns;
-
-  TensorCores(PairsProblem<float>& problem, const Plan& chosen)
-      : plan(chosen),
-        patch_rows(round_up(problem.shape.locations(), kTilePatches)),
-        prototype_rows(round_up(problem.shape.prototypes, kTilePrototypes)),
-        numbers(plan.planes * padded_depth(problem.shape.depth)),
-        centre(problem.shape.depth),
-        squared_norms(prototype_rows),
-        factors(prototype_rows),
-        patches(problem.shape.images * patch_rows * numbers),
-        prototypes(prototype_rows * numbers),
-        columns(problem.shape.images * patch_rows) {
-    pack_both(problem);
-    select(problem);
-    finish(problem);
-  }
-
-  void pack_both(PairsProblem<float>& problem) {
-    const Shape& s = problem.shape;
-    const bool centred = plan.centred && is_difference(problem.metric);
-    const Centre middle{problem.prototypes.data(), centre.data(), s.prototypes, s.depth};
-    for (int64_t d = 0; d < s.depth; ++d) middle(d);
-    const Packing<float> of_patches{
-        problem.features.data(),
-        problem.layout,
-        centred ? centre.data() : nullptr,
-        patches.data(),
-        patch_rows,
-        columns.data(),
-        nullptr,
-        nullptr,
-        problem.metric,
-        plan.error
-    };
-    pack(plan.planes, of_patches, s.images);
-    Packing<float> of_prototypes = of_patches;
-    of_prototypes.source = problem.prototypes.data();
-    of_prototypes.layout = layout_of_rows(s.prototypes, s.depth);
-    of_prototypes.packed = prototypes.data();
-    of_prototypes.rows = prototype_rows;
-    of_prototypes.columns = nullptr;
-    of_prototypes.squared_norms = squared_norms.data();
-    of_prototypes.factors = factors.data();
-    pack(plan.planes, of_prototypes, 1);
-  }
-
-  void select(PairsProblem<float>& problem) {
-    const Shape& s = problem.shape;
-    const size_t pairs = s.images * s.prototypes;
-    problem.distances.assign(pairs, NAN);
-    problem.activations.assign(pairs, NAN);
-    problem.locations.assign(pairs, -1);
-    const Selection selection{
-        prototypes.data(),
-        patches.data(),
-        columns.data(),
-        factors.data(),
-        problem.distances.data(),
-        problem.activations.data(),
-        problem.locations.data(),
-        s.images,
-        s.prototypes,
-        prototype_rows,
-        patch_rows,
-        static_cast<int>(numbers / kChunkNumbers)
-    };
-    for (int64_t tile = 0; tile < selection.tiles(); ++tile) {
-      const EmulatedThreads<kSelectThreads> block;
-      Buffer<uint8_t> shared(kSelectSharedBytes);
-      if (plan.planes == 1) {
-        select_tile<1>(block, selection, tile, shared.data());
-      } else {
-        select_tile<2>(block, selection, tile, shared.data());
-      }
-    }
-  }
-
-  void finish(PairsProblem<float>& problem) {
-    const int64_t pairs = problem.distances.size();
-    const Finish<float> results{
-        problem.features.data(),
-        problem.layout,
-        problem.prototypes.data(),
-        squared_norms.data(),
-        columns.data(),
-        problem.distances.data(),
-        problem.activations.data(),
-        problem.locations.data(),
-        patch_rows,
-        problem.shape.prototypes,
-        pairs,
-        problem.metric,
-        plan.error,
-        plan.settle_places,
-        plan.refine_below,
-        problem.function
-    };
-    const EmulatedThreads<kWarp> warp;
-    for (int64_t first = 0; first < pairs; first += kWarp) finish_pairs(warp, results, first);
-  }
-};
-
-Plan plan_for(
-    const PairsProblem<float>& problem,
-    Refine refine,
-    Precision precision = Precision::kFloat32,
-    Number number = Number::kFloat32
-) {
-  const Problem sizes{
-      problem.metric, number, number, problem.shape.depth, problem.shape.locations()
-  };
-  return make_plan("tensor_cores", [] { return true; }, precision, refine, sizes);
-}
 
 Similarity similarity_for(Metric metric) {
   return is_difference(metric) ? Similarity::kLog : Similarity::kLinear;
@@ -203,6 +44,20 @@ TEST(refined_always_gives_the_plain_kernels_bits) {
         plain.forward();
         TensorCores(problem, plan_for(problem, Refine::kAlways));
         check_same(problem, plain);
+      }
+}
+
+TEST(hopper_selects_the_same) {
+  for (const Shape& shape : kAwkward)
+    for (const Metric metric : {Metric::kSquaredL2, Metric::kCosine})
+      for (const Number number : {Number::kFloat32, Number::kBfloat16}) {
+        PairsProblem<float> problem(
+            shape, contiguous_layout(shape), metric, similarity_for(metric)
+        );
+        PairsProblem<float> wide = problem;
+        TensorCores(problem, plan_for(problem, Refine::kNever, Precision::kFloat32, number));
+        TensorCores(wide, plan_for(wide, Refine::kNever, Precision::kFloat32, number, "wgmma"));
+        check_same(wide, problem);
       }
 }
 
@@ -358,8 +213,8 @@ TEST(an_image_has_the_same_bits_in_every_batch) {
 }
 
 TEST(plans) {
-  const auto has = [] { return true; };
-  const auto has_not = [] { return false; };
+  const auto has = [](Path) { return true; };
+  const auto has_not = [](Path) { return false; };
   const Problem problem{Metric::kSquaredL2, Number::kFloat32, Number::kFloat32, 128, 49};
   const auto plan = [&](const char* wanted, const Problem& sizes) {
     return make_plan(wanted, has, Precision::kFloat32, Refine::kAuto, sizes);
@@ -367,6 +222,7 @@ TEST(plans) {
   const Plan split = plan("tensor_cores", problem);
   CHECK(split.path == Path::kTensorCores && split.planes == 2 && split.centred);
   CHECK(split.settle_places && split.refine_below > 0 && split.refine_below < 1);
+  CHECK(plan("wgmma", problem).path == Path::kWgmma);
   CHECK(plan("plain", problem).path == Path::kPlain);
   CHECK(plan(nullptr, problem).path == kPreferredPath && plan("", problem).path == kPreferredPath);
   CHECK(
@@ -398,7 +254,9 @@ TEST(plans) {
     CHECK(tf32.planes == 2 && tf32.settle_places == (refine != Refine::kNever));
   }
   int refused = 0;
-  const std::pair<const char*, bool> wrong[] = {{"tensor_cores", false}, {"fast", true}};
+  const std::pair<const char*, bool> wrong[] = {
+      {"tensor_cores", false}, {"wgmma", false}, {"fast", true}
+  };
   for (const auto& [wanted, there] : wrong) {
     try {
       if (there) {
@@ -410,7 +268,7 @@ TEST(plans) {
       ++refused;
     }
   }
-  CHECK(refused == 2);
+  CHECK(refused == 3);
 }
 
 TEST(bf16_needs_one_plane_and_half_precision_is_refined) {

@@ -27,6 +27,8 @@ CUDA = {
         Cuda("plain"),
         Cuda("tensor_cores"),
         Cuda("tensor_cores", refine="always"),
+        Cuda("wgmma"),
+        Cuda("wgmma", refine="always"),
     )
 }
 NAMES = ("reference", "avx512", "avx2", "portable", *CUDA)
@@ -38,17 +40,24 @@ def _missing(reason: str, variable: str) -> None:
     pytest.skip(reason)
 
 
-def _require_cuda(*, tensor_cores: bool) -> None:
+def _require_cuda(path: str) -> None:
     if not torch.cuda.is_available() or "cuda" not in _build.loaded_libraries():
         _missing("no GPU, or protofast's CUDA kernels are not built", "PROTOFAST_REQUIRE_CUDA")
-    if tensor_cores and torch.cuda.get_device_capability() < (8, 0):
+    capability = torch.cuda.get_device_capability()
+    if path == "tensor_cores" and capability < (8, 0):
         pytest.skip("this GPU is older than the tensor cores' path")
+    if path == "wgmma" and (
+        capability != (9, 0) or "90a" not in _build.facts()["cuda_architectures"]
+    ):
+        pytest.skip("no Hopper GPU, or not built for 90a")
 
 
-@pytest.fixture
-def tensor_cores() -> None:
-    """Only where the tensor cores' kernels run."""
-    _require_cuda(tensor_cores=True)
+@pytest.fixture(params=["tensor_cores", "wgmma"])
+def path(request: pytest.FixtureRequest) -> str:
+    """The paths by tensor cores, as PROTOFAST_GPU names them."""
+    name: str = request.param
+    _require_cuda(name)
+    return name
 
 
 @pytest.fixture(scope="session", params=NAMES)
@@ -58,7 +67,7 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
     if name == "reference":
         return Reference()
     if name in CUDA:
-        _require_cuda(tensor_cores=CUDA[name].path == "tensor_cores")
+        _require_cuda(CUDA[name].path)
         return CUDA[name]
     if "cpu" not in _build.loaded_libraries():
         _missing("protofast's CPU kernels are not built", "PROTOFAST_REQUIRE_BUILD")

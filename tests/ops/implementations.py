@@ -117,7 +117,7 @@ class CompiledCpu(Implementation):
 class Cuda(Implementation):
     """The compiled kernels for GPUs.
 
-    path: what PROTOFAST_GPU names, `plain` or `tensor_cores`; "" lets the operator choose.
+    path: what PROTOFAST_GPU names, `plain`, `tensor_cores` or `wgmma`; "" lets the operator choose.
     """
 
     device = torch.device("cuda")

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from protofast.ops import NearestPatch, nearest_patch
 
-pytestmark = pytest.mark.usefixtures("tensor_cores")
-
 # Sizes around the kernels' tiles: 128 prototypes, 2 images, 56 patches, chunks of 64 channels.
 TILES = [
     Shape(1, 1, 1, 1, 1),
@@ -42,20 +40,22 @@ def same(got: NearestPatch, expected: NearestPatch) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [*TILES, *SHAPES], ids=str)
 def test_refined_always_has_the_plain_paths_bits(
-    shape: Shape, dtype: torch.dtype, metric: str
+    path: str, shape: Shape, dtype: torch.dtype, metric: str
 ) -> None:
     features, prototypes = problem(shape, dtype)
     for rows in (prototypes, prototypes.float()):
         for layout in (torch.contiguous_format, torch.channels_last):
             images = features.contiguous(memory_format=layout)
             arguments = (images, rows, metric, similarity_for(metric))
-            got = Cuda("tensor_cores", refine="always").nearest_patch(*arguments)
+            got = Cuda(path, refine="always").nearest_patch(*arguments)
             assert same(got, Cuda("plain").nearest_patch(*arguments))
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("shape", TILES, ids=str)
-def test_gradients_by_buckets_have_the_plain_paths_bits(shape: Shape, metric: str) -> None:
+def test_gradients_by_buckets_have_the_plain_paths_bits(
+    path: str, shape: Shape, metric: str
+) -> None:
     features, prototypes = problem(shape)
     found = Cuda("plain").nearest_patch(features, prototypes, metric, similarity_for(metric))
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +64,7 @@ def test_gradients_by_buckets_have_the_plain_paths_bits(shape: Shape, metric: st
     for layout in (torch.contiguous_format, torch.channels_last):
         images = features.contiguous(memory_format=layout)
         arguments = (*grads, images, prototypes, *rest)
-        got = Cuda("tensor_cores").nearest_patch_backward(*arguments)
+        got = Cuda(path).nearest_patch_backward(*arguments)
         expected = Cuda("plain").nearest_patch_backward(*arguments)
         for a, b in zip(got, expected, strict=True):
             assert torch.equal(a, b)
@@ -74,10 +74,10 @@ def test_gradients_by_buckets_have_the_plain_paths_bits(shape: Shape, metric: st
 @pytest.mark.parametrize("refine", ["auto", "always", "never"])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "half"])
 def test_every_precision_and_refinement_finds_near_patches(
-    precision: str, refine: str, metric: str
+    path: str, precision: str, refine: str, metric: str
 ) -> None:
     features, prototypes = problem(Shape(4, 300, 128, 7, 7))
-    run = Cuda("tensor_cores", precision, refine)
+    run = Cuda(path, precision, refine)
     found = run.nearest_patch(features, prototypes, metric, similarity_for(metric))
     exact = truth(features, prototypes, metric)
     here = exact.maps.gather(2, found.locations.unsqueeze(2)).squeeze(2)
@@ -94,19 +94,18 @@ def test_every_precision_and_refinement_finds_near_patches(
             assert (found.distances == 0).any(0)[::2].all()
 
 
-def test_tf32_switches_change_nothing() -> None:
+def test_tf32_switches_change_nothing(path: str) -> None:
     features, prototypes = problem(Shape(3, 100, 128, 7, 7))
-    expected = Cuda("tensor_cores").nearest_patch(features, prototypes)
+    expected = Cuda(path).nearest_patch(features, prototypes)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-            assert same(Cuda("tensor_cores").nearest_patch(features, prototypes), expected)
+            assert same(Cuda(path).nearest_patch(features, prototypes), expected)
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("path", ["plain", "tensor_cores"])
 def test_a_graph_captures_forward_and_backward(path: str) -> None:
     features, prototypes = problem(Shape(4, 100, 64, 7, 7))
     run = Cuda(path)
@@ -136,37 +135,37 @@ def test_a_graph_captures_forward_and_backward(path: str) -> None:
         assert torch.equal(a, b)
 
 
-def test_it_runs_on_the_current_stream() -> None:
+def test_it_runs_on_the_current_stream(path: str) -> None:
     features, prototypes = problem(Shape(8, 500, 128, 7, 7))
-    expected = Cuda("tensor_cores").nearest_patch(features, prototypes)
+    expected = Cuda(path).nearest_patch(features, prototypes)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         late = torch.zeros_like(features)
         torch.cuda._sleep(50_000_000)
         late.copy_(features)
-        found = Cuda("tensor_cores").nearest_patch(late, prototypes)
+        found = Cuda(path).nearest_patch(late, prototypes)
     torch.cuda.current_stream().wait_stream(stream)
     assert same(found, expected)
 
 
-def test_more_than_65535_blocks() -> None:
+def test_more_than_65535_blocks(path: str) -> None:
     features, prototypes = problem(Shape(140_000, 3, 16, 4, 4))
-    found = Cuda("tensor_cores").nearest_patch(features, prototypes)
+    found = Cuda(path).nearest_patch(features, prototypes)
     assert same(found, Cuda("plain").nearest_patch(features, prototypes))
 
 
-def test_more_than_two_to_the_31_scores() -> None:
+def test_more_than_two_to_the_31_scores(path: str) -> None:
     features, prototypes = problem(Shape(256, 43_000, 16, 14, 14))
-    found = Cuda("tensor_cores", refine="always").nearest_patch(features, prototypes)
+    found = Cuda(path, refine="always").nearest_patch(features, prototypes)
     last = slice(42_900, None)
     expected = Cuda("plain").nearest_patch(features[-3:], prototypes[last])
     assert same(NearestPatch(*(tensor[-3:, last] for tensor in found)), expected)
 
 
-def test_an_unknown_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_path_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, prototypes = problem(Shape(1, 2, 3, 2, 2))
     monkeypatch.setenv("PROTOFAST_GPU", "wgmna")
-    message = "PROTOFAST_GPU must be unset, plain or tensor_cores; got 'wgmna'"
+    message = "PROTOFAST_GPU must be unset, plain, tensor_cores or wgmma; got 'wgmna'"
     with pytest.raises(RuntimeError, match=message):
         nearest_patch(features, prototypes)

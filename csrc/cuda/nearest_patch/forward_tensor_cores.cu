@@ -29,14 +29,6 @@ __global__ void __launch_bounds__(kFinishThreads) finish_results(const Finish<Fe
   finish_pairs(DeviceThreads<kWarp>(), finish, (warp + threadIdx.x / kWarp) * kWarp);
 }
 
-// A grid of so many blocks; its one dimension holds 2^31 - 1.
-unsigned int grid(int64_t blocks) {
-  if (blocks > std::numeric_limits<int32_t>::max()) {
-    throw std::runtime_error("protofast: too many images and prototypes for one call");
-  }
-  return static_cast<unsigned int>(blocks);
-}
-
 template <typename Value>
 void launch_packing(
     int planes, const Packing<Value>& packing, int64_t images, const Stream& stream
@@ -140,7 +132,9 @@ void run(
       w.patch_rows,
       static_cast<int>(w.numbers_per_row / kChunkNumbers)
   };
-  if (plan.planes == 1) {
+  if (plan.path == Path::kWgmma) {
+    select_by_wgmma(selection, plan.planes, stream);
+  } else if (plan.planes == 1) {
     launch_selection<1>(selection, stream);
   } else {
     launch_selection<2>(selection, stream);

@@ -31,6 +31,11 @@ void forward_plain(const Forward& forward, const Stream& stream);
 // Whether the tensor cores' kernels were compiled for this GPU.
 bool has_tensor_cores(const Stream& stream);
 
+// The same for Hopper's, and their selection; forward_tensor_cores() calls it where the plan says.
+bool has_wgmma(const Stream& stream);
+struct Selection;
+void select_by_wgmma(const Selection& selection, int planes, const Stream& stream);
+
 // Where the parts of the tensor cores' workspace begin, in bytes.
 struct TensorCoresWorkspace {
   int64_t patch_rows, prototype_rows;  // with padding

@@ -55,7 +55,9 @@ Plan plan_for(
       features.size(2) * features.size(3)
   };
   const char* wanted = std::getenv("PROTOFAST_GPU");
-  const auto there = [&] { return has_tensor_cores(stream); };
+  const auto there = [&](Path path) {
+    return path == Path::kWgmma ? has_wgmma(stream) : has_tensor_cores(stream);
+  };
   return make_plan(wanted, there, precision, refine, problem);
 }
 
@@ -99,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch(
       prototypes.size(0)
   };
   const Plan plan = plan_for(features, prototypes, forward.metric, selection, refinement, stream);
-  if (plan.path == Path::kTensorCores) {
+  if (plan.path != Path::kPlain) {
     const int64_t bytes = tensor_cores_workspace(forward, plan).bytes;
     const Tensor workspace = new_workspace(features, bytes);
     forward_tensor_cores(forward, plan, workspace.mutable_data_ptr(), stream);
@@ -158,7 +160,7 @@ bool wants_buckets(const Tensor& features, const Tensor& prototypes, const Strea
   const Plan plan = plan_for(
       features, prototypes, Metric::kSquaredL2, Precision::kFloat32, Refine::kAuto, stream
   );
-  return plan.path == Path::kTensorCores &&
+  return plan.path != Path::kPlain &&
          buckets_fit(features.size(2) * features.size(3), prototypes.size(0));
 }
 

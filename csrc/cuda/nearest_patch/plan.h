@@ -14,15 +14,16 @@ namespace protofast::cuda {
 
 // plain          one thread for each pair, direct differences: every GPU, every dtype
 // tensor_cores   selection by mma.sync, then a second look where it matters: sm_80 and later
-enum class Path { kPlain, kTensorCores };
+// wgmma          the same with the selection of Hopper GPUs: sm_90a
+enum class Path { kPlain, kTensorCores, kWgmma };
 
 enum class Precision { kFloat32, kTf32, kHalf };
 enum class Refine { kAuto, kAlways, kNever };
 
-// The path taken where PROTOFAST_GPU names none. No GPU has run the tensor cores' path yet: it is
-// tested on a CPU, instruction by instruction, but not proven. Until `pytest tests/ops` has passed
-// on a GPU (every path is tested there by name), the plain path is what runs; then this is the one
-// line to change.
+// The path taken where PROTOFAST_GPU names none. No GPU has run the tensor cores' paths yet: they
+// are tested on a CPU, instruction by instruction, but not proven. Until `pytest tests/ops` has
+// passed on a GPU (every path is tested there by name), the plain path is what runs; then this is
+// the one line to change. A GPU that lacks what is preferred takes the best that it has.
 constexpr Path kPreferredPath = Path::kPlain;
 
 // Tensor cores pay from about these sizes on; it depends on neither N nor P, so that an image has
@@ -30,7 +31,10 @@ constexpr Path kPreferredPath = Path::kPlain;
 constexpr int64_t kLeastDepth = 16, kLeastLocations = 16;
 constexpr int64_t kMostDepth = 1 << 20, kMostLocations = 1 << 24;  // counted in 32 bits
 
-inline const char* name_of(Path path) { return path == Path::kPlain ? "plain" : "tensor_cores"; }
+constexpr const char* name_of(Path path) {
+  if (path == Path::kPlain) return "plain";
+  return path == Path::kTensorCores ? "tensor_cores" : "wgmma";
+}
 
 struct Problem {
   Metric metric;
@@ -61,12 +65,14 @@ inline float selection_error(int planes, int64_t depth) {
   return operands + 0x1p-26f * static_cast<float>(depth);
 }
 
-inline Plan tensor_cores_plan(Precision precision, Refine refine, const Problem& problem) {
+inline Plan tensor_cores_plan(
+    Path path, Precision precision, Refine refine, const Problem& problem
+) {
   const bool exact_in_one_plane =
       problem.features == Number::kBfloat16 && problem.prototypes == Number::kBfloat16;
   constexpr float always = std::numeric_limits<float>::infinity();
   Plan plan;
-  plan.path = Path::kTensorCores;
+  plan.path = path;
   if (precision == Precision::kHalf && !exact_in_one_plane) {
     plan.centred = true;  // operands are rounded to bf16; the places are what comes of it
     plan.refine_below = refine == Refine::kNever ? 0 : always;
@@ -89,38 +95,36 @@ inline Plan tensor_cores_plan(Precision precision, Refine refine, const Problem&
 // The path that `wanted`, the environment variable PROTOFAST_GPU or null, asks for.
 inline Path wanted_path(const char* wanted) {
   if (wanted == nullptr || *wanted == '\0') return kPreferredPath;
-  for (const Path path : {Path::kPlain, Path::kTensorCores}) {
+  for (const Path path : {Path::kPlain, Path::kTensorCores, Path::kWgmma}) {
     if (std::string_view(wanted) == name_of(path)) return path;
   }
   throw std::runtime_error(
-      std::string("PROTOFAST_GPU must be unset, plain or tensor_cores; got '") + wanted + "'"
+      std::string("PROTOFAST_GPU must be unset, plain, tensor_cores or wgmma; got '") + wanted + "'"
   );
 }
 
-// `has_tensor_cores()` says whether the kernels were compiled for this GPU. A path that is named is
+// `has(path)` says whether a path's kernels were compiled for this GPU. A path that is named is
 // taken at every size; float64 has the plain path alone.
-template <typename HasTensorCores>
+template <typename Has>
 Plan make_plan(
-    const char* wanted,
-    HasTensorCores has_tensor_cores,
-    Precision precision,
-    Refine refine,
-    const Problem& problem
+    const char* wanted, Has has, Precision precision, Refine refine, const Problem& problem
 ) {
   const bool named = wanted != nullptr && *wanted != '\0';
   const bool wide = problem.features == Number::kFloat64 || problem.prototypes == Number::kFloat64;
   const bool countable = problem.locations <= kMostLocations && problem.depth <= kMostDepth;
   const bool large = problem.depth >= kLeastDepth && problem.locations >= kLeastLocations;
-  if (wanted_path(wanted) == Path::kPlain || wide || !countable || (!named && !large))
-    return Plan{};
-  if (!has_tensor_cores()) {
-    if (!named) return Plan{};
+  Path path = wanted_path(wanted);
+  if (path == Path::kPlain || wide || !countable || (!named && !large)) return Plan{};
+  if (named && !has(path)) {
     throw std::runtime_error(
-        "PROTOFAST_GPU=tensor_cores, but the kernels that are installed have none for this GPU: "
-        "they need compute capability 8.0 or later"
+        std::string("PROTOFAST_GPU=") + name_of(path) +
+        ", but the kernels that are installed have none of it for this GPU: tensor_cores needs "
+        "compute capability 8.0 or later, wgmma 9.0 and a build for 90a"
     );
   }
-  return tensor_cores_plan(precision, refine, problem);
+  if (path == Path::kWgmma && !has(path)) path = Path::kTensorCores;
+  if (path == Path::kTensorCores && !has(path)) return Plan{};
+  return tensor_cores_plan(path, precision, refine, problem);
 }
 
 }  // namespace protofast::cuda
