@@ -16,6 +16,7 @@ from protofast.interop.heaps import Heaps
 from protofast.interop.search import PushBatch, Searched, push_set, searched
 from protofast.ops import nearest_patch
 
+_MOST = 3  # above one third of all prototypes, computing all of them is no slower
 _COPIED = (
     "prototype-img{}.png",
     "prototype-img-original{}.png",
@@ -106,24 +107,29 @@ def _least_distances(search: Searched, batch: PushBatch, heaps: Heaps) -> Tensor
     computed in float64.
     """
     prototypes, metric = search.prototypes, search.metric
-    quick = nearest_patch(
-        batch.features.float(), prototypes.float(), metric=metric, similarity="linear"
-    ).distances.double()  # [N, P]
-    worst = torch.from_numpy(heaps.worst()).to(quick.device)  # [P]
+    worst = torch.from_numpy(heaps.worst()).to(prototypes.device)  # [P]
+
+    def least_distances(dtype: torch.dtype) -> Tensor:
+        features, compared = batch.features.to(dtype), prototypes.to(dtype)
+        found = nearest_patch(features, compared, metric=metric, similarity="linear")
+        return found.distances.double()  # [N, P]
+
+    if not bool(worst.isfinite().all()):  # a heap that is not full takes everything
+        return least_distances(torch.float64)
     window = prototypes.shape[2] * prototypes.shape[3]
     scale = batch.features.square().sum(dim=1).amax() * window
     scale = scale + prototypes.square().flatten(1).sum(dim=1).amax()
     # Ten times the bounds that the operator keeps: 1e-5 of the norms for the patch it selects.
-    possible = quick <= worst + 1e-4 * (scale + worst.abs().nan_to_num(posinf=0.0))  # [N, P]
-    most = int(possible.sum(dim=1).amax())
-    distances = torch.full_like(quick, torch.inf)
-    if most == 0:
-        return distances
-    index = possible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    for row in range(len(index)):  # one image at a time bounds the memory, [K, H, W]
-        some = index[row : row + 1]
-        least = search.maps(batch.features[row : row + 1], some).flatten(2).amin(dim=2)
-        distances[row : row + 1].scatter_(1, some, least)
+    room = 1e-4 * (scale + worst.abs())
+    possible = least_distances(torch.float32) <= worst + room  # [N, P]
+    if int(possible.sum()) > possible.numel() // _MOST:
+        return least_distances(torch.float64)
+    distances = torch.full(possible.shape, torch.inf, dtype=torch.float64, device=worst.device)
+    for row, some in enumerate(possible):  # images have very different numbers of such pairs
+        index = some.nonzero().t()  # [1, K]
+        if index.shape[1]:
+            maps = search.maps(batch.features[row : row + 1], index)  # [1, K, H', W']
+            distances[row, index[0]] = maps[0].flatten(1).amin(dim=1)
     return distances
 
 
