@@ -97,7 +97,9 @@ def stop_on_signals(event: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None is a handler that was not set from Python, which could not be put back.
+    before = {number: handler for number, handler in handlers.items() if handler is not None}
 
     def handle(number: int, frame: FrameType | None) -> None:
         event.set()

@@ -22,7 +22,7 @@ _SHOWN = 8  # how many examples a message names
 
 @dataclass(frozen=True)
 class HealthWarning:
-    """Something to tell the user once.
+    """Something to tell the user, once a stage.
 
     Attributes:
         what: A word to search for.
@@ -86,7 +86,7 @@ def own_class_winners(distances: Tensor, labels: Tensor, prototype_class: Tensor
 
 def constant_channels(features: Tensor) -> list[int]:
     """Channels of ``features`` [N, D, H, W] that do not vary at all."""
-    spread = features.detach().float().transpose(0, 1).flatten(1).std(dim=1)  # [D]
+    spread = features.detach().float().transpose(0, 1).flatten(1).std(dim=1, correction=0)  # [D]
     constant: list[int] = (spread < _CONSTANT).nonzero()[:, 0].tolist()
     return constant
 

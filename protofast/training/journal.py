@@ -69,7 +69,7 @@ class Journal:
             self._board.add(kind, step.step, numbers)
 
     def warn(self, step: PlanStep, warnings: list[HealthWarning]) -> None:
-        """Signs of sick prototypes, once each."""
+        """Signs of sick prototypes at the end of a stage."""
         for warning in warnings:
             self.row("warning", step, warning.row())
             self.say(f"{step.name}: {warning.message}")

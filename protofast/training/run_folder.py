@@ -167,9 +167,14 @@ class RunFolder:
             yield
 
     def sweep(self) -> None:
-        """Deletes half-written files of a killed process; call it under the lock."""
-        for file in (*self.path.rglob(".*.tmp"),):
-            file.unlink(missing_ok=True)
+        """Deletes what a killed training left half-written; call it under the lock.
+
+        Evaluating, explaining and reporting take no lock: their files are left alone.
+        """
+        own = (".settings.toml.*", ".environment.json.*", "checkpoints/.*", "prototypes/.*")
+        for pattern in own:
+            for file in (*self.path.glob(f"{pattern}.tmp"),):
+                file.unlink(missing_ok=True)
 
     # ----- checkpoints -----
 

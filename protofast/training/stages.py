@@ -82,7 +82,8 @@ class Stages:
             self._start_prototypes()
         let_learn(model, LearningRates(backbone=rates.backbone) if self.is_linear(step) else rates)
         still = stage == "last_layer" and training.freeze_batch_norm_after_projection
-        # In eval mode the last-layer stage sees exactly the features that were projected.
+        # In eval mode the last-layer stage sees the features that were projected: exactly those in
+        # float32, nearly those under autocast.
         model.train(not still)
         if self.is_plain(step):
             return self._known_images(step, stage)

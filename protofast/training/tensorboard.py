@@ -20,14 +20,20 @@ class Board:
                 "training.tensorboard needs the package tensorboard; "
                 "run: pip install 'protofast[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._folder = str(folder)
+        self._open = SummaryWriter
+        self._writer: SummaryWriter | None = None
 
     def add(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
         """Adds every number of a row as ``<kind>/<name>``."""
+        if self._writer is None:
+            # What an interrupted start wrote of this step and of later ones is not shown.
+            self._writer = self._open(self._folder, purge_step=step)
         for name, value in numbers.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Writes out what is waiting."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -1,12 +1,15 @@
 """What surrounds the loop: the state of mixed precision, signals."""
 
 import json
+import signal
+import threading
 
+import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from protofast.training.engine import precision_state, restore_precision
+from protofast.training.engine import precision_state, restore_precision, stop_on_signals
 
 
 def _half(scale: float) -> Fabric:
@@ -42,3 +45,15 @@ def test_a_state_of_another_precision_is_passed_over() -> None:
     restore_precision(full, precision_state(half))
     restore_precision(half, {})
     assert precision_state(half)["scale"] == 1024.0
+
+
+def test_a_handler_that_python_did_not_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    unknown = {signal.SIGINT: None, signal.SIGTERM: before}
+    monkeypatch.setattr(signal, "getsignal", unknown.get)
+    event = threading.Event()
+    with stop_on_signals(event):
+        signal.raise_signal(signal.SIGTERM)
+    monkeypatch.undo()
+    assert event.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -37,6 +37,7 @@ def test_constant_channels() -> None:
     features = torch.rand(3, 4, 2, 2)
     features[:, 1] = 0.25
     assert health.constant_channels(features) == [1]
+    assert health.constant_channels(features[:1, :, :1, :1]) == [0, 1, 2, 3], "a single value"
 
 
 def test_messages_are_one_line_however_many() -> None:

@@ -89,6 +89,20 @@ def test_what_a_killed_process_left_is_not_in_the_way(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [stale.name, "other", "run"]
 
 
+def test_sweeping_leaves_what_others_are_writing(
+    tiny: Callable[..., Settings], tmp_path: Path
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", tiny())
+    (folder.path / "evaluation").mkdir()
+    own = {"checkpoints/.latest.7.tmp", "prototypes/.prototypes.json.7.tmp", ".settings.toml.7.tmp"}
+    others = {"evaluation/.metrics.json.8.tmp", ".report.html.8.tmp"}
+    for name in own | others:
+        (folder.path / name).touch()
+    folder.sweep()
+    left = {str(file.relative_to(folder.path)) for file in folder.path.rglob(".*.tmp")}
+    assert left == others
+
+
 def test_checkpoints_may_go_while_one_looks(
     tiny: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

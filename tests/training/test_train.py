@@ -406,7 +406,10 @@ def test_class_weights_change_the_loss(tiny: Tiny, birds: Splits, tmp_path: Path
 
 def test_tensorboard_files_are_written(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    train(tiny("training.tensorboard=true"), tmp_path / "run", data=birds)
+    stop = threading.Event()
+    settings = tiny("training.tensorboard=true")
+    train(settings, tmp_path / "run", data=birds, stop=stop, progress=_StopAfter(stop, 9))
+    train(None, tmp_path / "run", resume=True, data=birds)
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
 
 
