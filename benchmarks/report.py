@@ -282,7 +282,8 @@ def _training_step(results: Results) -> str:
     if not found:
         return ""
     names = list(next(iter(found.values())).info["parts"])
-    head = ("part", *(f"{layer} layer, {device}" for device, layer in found))
+    words = {"original": "original layer", "ours": "our layer"}
+    head = ("part", *(f"{words[layer]}, {device}" for device, layer in found))
     rows = [
         (name, *(in_words(result.info["parts"][name]) for result in found.values()))
         for name in names
@@ -291,7 +292,9 @@ def _training_step(results: Results) -> str:
     rows.append(("whole step", *map(in_words, totals)))
     shares = [share_of_layer(result) for result in found.values()]
     rows.append(("**the layer's share**", *(f"**{100 * share:.2g} %**" for share in shares)))
-    text = "ResNet-18 from scratch, 32 images of 224x224, 2,000 prototypes, D = 128, Adam.\n\n"
+    text = (
+        "ResNet-18 from scratch, 32 images of 224x224, 2,000 prototypes, D = 128, Adam; means.\n\n"
+    )
     return "## A training step\n\n" + text + table(head, rows)
 
 
