@@ -20,7 +20,7 @@ FLAGS = {
     ),
     "never_wins": (
         "never wins",
-        "For no training image of its class is it the most similar prototype of that class.",
+        "For no training image (of its class) is it the most similar prototype (of that class).",
     ),
     "empty_class": (
         "empty class",
@@ -86,6 +86,11 @@ class PrototypeView:
     same_as: list[int]
     same_as_count: int
     search: str
+
+    @property
+    def classed(self) -> bool:
+        """Whether it belongs to a class."""
+        return self.class_index >= 0
 
     @property
     def own_share(self) -> tuple[int, int]:

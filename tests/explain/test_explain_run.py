@@ -13,7 +13,7 @@ from PIL import Image
 
 from protofast.data import Batches, ImageSet, MemoryImageSet, Splits
 from protofast.errors import DataError, RunFolderError
-from protofast.explain import explain_run
+from protofast.explain import explain_run, save_prototype_figure
 from protofast.explain.album import longest_side
 from protofast.explain.files import read_summary
 from protofast.explain.gallery import Likeness, Source, likenesses
@@ -314,6 +314,36 @@ def test_a_pruned_run_is_explained(trained: Trained, explained: Path, tmp_path: 
     summary = read_summary(folder)
     assert summary is not None
     assert [entry["class"] for entry in summary["prototypes"]] == [0, 0, 0, 1, 3, 3, 3]
+
+
+def test_prototypes_that_belong_to_no_class_are_explained(
+    trained: Trained, explained: Path, tmp_path: Path
+) -> None:
+    folder = copy_run(explained, tmp_path / "copy")
+    run, data = RunFolder.open(folder), trained[1]
+    model = run.load_model("best").model
+    model.prototype_class = None  # as of a model whose classes share their prototypes
+    explain_run(folder, model, data, checkpoint=run.resolve("best"), samples=2, top=1)
+    summary = read_summary(folder)
+    assert summary is not None
+    assert {entry["class"] for entry in summary["prototypes"]} == {None}
+    assert sum(entry["wins"] for entry in summary["prototypes"]) == len(data.project)
+    for prediction in summary["predictions"]:
+        for part in prediction["classes"]:
+            assert part["own"]["prototypes"] + len(part["shown"]) == 12
+            assert part["others"] == {"prototypes": 0, "contribution": 0.0}
+    html = build_report(folder).read_text(encoding="utf-8")
+    assert "11 other prototypes<" in html
+    for words in (
+        "of other classes",
+        "of this class<",
+        "of its class</",
+        "Own class",
+        'class="foreign',
+    ):
+        assert words not in html.partition("</style>")[2].partition("<script>")[0], words
+    figure = save_prototype_figure(tmp_path / "p.svg", folder, 0)
+    assert "no class" not in figure.read_text(encoding="utf-8")
 
 
 def test_problems_are_said_in_one_line(trained: Trained, tmp_path: Path) -> None:
