@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cpu/nearest_patch/forward.h"
@@ -45,11 +46,11 @@ Found<T> search(
   const int64_t pairs = problem.shape.images * problem.shape.prototypes;
   Found<T> found = {std::vector<T>(pairs), std::vector<T>(pairs), std::vector<int64_t>(pairs)};
   const NearestPatchKernels<T>& kernels = kernels_of<T>(table_of(set));
-  const PrototypePack<T> pack(kernels, problem.matrix(), metric, threads, run);
+  PrototypePack<T> pack(kernels, problem.matrix(), metric);
   nearest_patch_forward<T>(
       kernels,
       problem.map(),
-      pack,
+      std::move(pack),
       similarity_for(metric),
       threads,
       run,

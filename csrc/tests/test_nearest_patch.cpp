@@ -235,7 +235,7 @@ TEST(bfloat16_is_read_exactly) {
     nearest_patch_forward<float>(
         kernels,
         narrow,
-        PrototypePack<float>(kernels, problem.matrix(), Metric::kSquaredL2, 1, Serial()),
+        PrototypePack<float>(kernels, problem.matrix(), Metric::kSquaredL2),
         similarity_for(Metric::kSquaredL2),
         1,
         Serial(),

@@ -11,7 +11,11 @@
 
 namespace protofast {
 
-constexpr int64_t kChunkBytes = 256 << 10;  // of packed images: what stays in the L2 cache
+// Of packed images: what stays in the L2 cache beside the patches themselves; and more of it where
+// the prototypes are so many bytes that each chunk reads them from further away.
+constexpr int64_t kChunkBytes = 256 << 10;
+constexpr int64_t kChunkBytesOfMany = 512 << 10;
+constexpr int64_t kManyBytes = 2 << 20;
 
 // The workspace of one worker: the images it has packed last.
 template <typename T>
@@ -71,6 +75,37 @@ class ChunkWorkspace {
   int64_t first_image_ = -1;
 };
 
+// How the work is divided into tasks: chunks of images, each against slabs of panels.
+struct Division {
+  int64_t images;  // of a chunk
+  int64_t chunks;
+  int64_t panels;  // of a slab
+  int64_t slabs;
+};
+
+template <typename T>
+Division divide(
+    const NearestPatchKernels<T>& kernels,
+    const FeatureMap& features,
+    int64_t prototypes,
+    int64_t threads
+) {
+  const int64_t panels = ceil_divide(prototypes, kernels.panel_lanes);
+  const int64_t patch_bytes = features.depth * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = prototypes * patch_bytes > kManyBytes ? kChunkBytesOfMany : kChunkBytes;
+  const int64_t most = std::max<int64_t>(1, bytes / (features.locations * patch_bytes));
+  // As many chunks for each thread.
+  const int64_t chunks = round_up(ceil_divide(features.images, most), threads);
+  Division division;
+  division.images = ceil_divide(features.images, chunks);
+  division.chunks = ceil_divide(features.images, division.images);
+  // With few images the prototypes are divided among the threads as well.
+  const int64_t slabs = std::min(panels, ceil_divide(2 * threads, division.chunks));
+  division.panels = ceil_divide(panels, slabs);
+  division.slabs = ceil_divide(panels, division.panels);
+  return division;
+}
+
 // Outputs are [N, P] each. N, P, D and L are at least 1, L < 2^31. False if the packed prototypes
 // are those of a frozen layer and are not the prototypes as they are now: the outputs are then
 // worth nothing.
@@ -78,39 +113,52 @@ template <typename T, typename Parallel>
 bool nearest_patch_forward(
     const NearestPatchKernels<T>& kernels,
     const FeatureMap& features,
-    const PrototypePack<T>& pack,
+    PrototypePack<T> pack,
     const SimilarityFunction& similarity,
     int64_t threads,
     const Parallel& parallel,
     const NearestOutputs<T>& outputs
 ) {
   const PackedPrototypes<T>& prototypes = pack.prototypes();
-  const int64_t depth = prototypes.depth, lanes = kernels.panel_lanes;
-  const int64_t panels = ceil_divide(prototypes.count, lanes);
-  const int64_t image_bytes = features.locations * depth * static_cast<int64_t>(sizeof(T));
-  const int64_t most = std::max<int64_t>(1, kChunkBytes / image_bytes);
-  const int64_t images = std::min(most, ceil_divide(features.images, threads));
-  const int64_t chunks = ceil_divide(features.images, images);
-  // With few images the prototypes are divided among the threads as well.
-  const int64_t slab = ceil_divide(panels, std::min(panels, ceil_divide(2 * threads, chunks)));
-  const int64_t slabs = ceil_divide(panels, slab);
-  const int64_t workers = std::min(threads, chunks * slabs);
+  const int64_t panels = ceil_divide(prototypes.count, kernels.panel_lanes);
+  const Division division = divide(kernels, features, prototypes.count, threads);
+  const int64_t tasks = division.chunks * division.slabs, workers = std::min(threads, tasks);
+  // A panel that one chunk alone needs is packed by the worker that needs it, just before: then it
+  // and the prototypes, which refining reads, are in the cache, and no other memory is touched.
+  const bool pack_late = !pack.is_frozen() && division.chunks == 1;
+  if (!pack_late && !pack.is_frozen()) pack.pack_panels(kernels, threads, parallel);
+  const int64_t late_numbers = pack_late ? pack.panel_numbers(kernels) : 0;
+  Workspace<T> late(workers * late_numbers);
+
   std::vector<ChunkWorkspace<T>> workspaces;
   workspaces.reserve(workers);
-  for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(kernels, features, images);
+  for (int64_t i = 0; i < workers; ++i) {
+    workspaces.emplace_back(kernels, features, division.images);
+  }
   std::atomic<bool> current{true};
-  run_tasks(chunks * slabs, workers, parallel, [&](int64_t worker, int64_t task) {
-    const int64_t first = task / slabs * images, first_panel = task % slabs * slab;
-    const int64_t last_panel = std::min(panels, first_panel + slab);
-    if (first == 0 && !pack.is_current(first_panel * lanes, last_panel * lanes)) current = false;
-    const int64_t count = std::min(images, features.images - first);
-    const PackedImages<T>& packed_images =
+  run_tasks(tasks, workers, parallel, [&](int64_t worker, int64_t task) {
+    const int64_t first = task / division.slabs * division.images;
+    const int64_t count = std::min(division.images, features.images - first);
+    const PackedImages<T>& images =
         workspaces[worker].pack(kernels, prototypes, features, first, count);
     const int64_t slot = first * prototypes.count;
     const NearestOutputs<T> here = {
         outputs.activations + slot, outputs.distances + slot, outputs.locations + slot
     };
-    kernels.search(prototypes, packed_images, first_panel, last_panel, similarity, here);
+    const int64_t begin = task % division.slabs * division.panels;
+    const int64_t end = std::min(panels, begin + division.panels);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      if (pack_late) {
+        T* memory = late.data() + worker * late_numbers;
+        kernels.search(pack.pack_panel(kernels, panel, memory), images, panel, similarity, here);
+        continue;
+      }
+      if (pack.is_frozen() && first == 0) {
+        const int64_t lane = panel * kernels.panel_lanes;
+        if (!pack.is_current(lane, lane + kernels.panel_lanes)) current = false;
+      }
+      kernels.search(prototypes, images, panel, similarity, here);
+    }
   });
   return current;
 }

@@ -46,11 +46,12 @@ namespace {
 
 // ------------------------------------------------------------------ scores
 
-// scores[r][lane] = sum over d of block[d][r] * panel[d][lane], for the first `vectors` vectors of
-// lanes: where the time goes. With `add` the sums are added to the scores that are there.
-template <int vectors, typename T>
+// scores[r][lane] = sum over d of block[d][r] * panel[d][lane], for the first `rows` rows and the
+// first `vectors` vectors of lanes: where the time goes. With `add` the sums are added to the
+// scores that are there.
+template <int rows, int vectors, typename T>
 inline void multiply_block(const T* block, const T* panel, int64_t depth, bool add, T* scores) {
-  Vector<T> sums[kRows][vectors] = {};
+  Vector<T> sums[rows][vectors] = {};
   for (int64_t d = 0; d < depth; ++d) {
     Vector<T> lanes[vectors];
     for (int v = 0; v < vectors; ++v) {
@@ -58,7 +59,7 @@ inline void multiply_block(const T* block, const T* panel, int64_t depth, bool a
       PROTOFAST_KEEP_IN_REGISTER(lanes[v]);
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < rows; ++r) {
       Vector<T> patch = splat(block[r]);
       PROTOFAST_KEEP_IN_REGISTER(patch);
       for (int v = 0; v < vectors; ++v) sums[r][v] += lanes[v] * patch;
@@ -68,12 +69,12 @@ inline void multiply_block(const T* block, const T* panel, int64_t depth, bool a
   }
   if (add) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < rows; ++r) {
       for (int v = 0; v < vectors; ++v) sums[r][v] += load(scores + r * kLanes<T> + v * kWidth<T>);
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < vectors; ++v) store(scores + r * kLanes<T> + v * kWidth<T>, sums[r][v]);
   }
 }
@@ -83,16 +84,23 @@ inline void multiply_block(const T* block, const T* panel, int64_t depth, bool a
 // 0: one long sum of like terms drifts away by D / 4 roundings, because they all go one way.
 constexpr int64_t kGroupBlocks = 8;
 
+// The scores of `rows` rows, of blocks that follow one another. Of the last one only half is
+// computed if that is enough: with one image of 7 x 7 it is an eighth of the work.
 template <int vectors, typename T>
 inline void multiply_group(
-    const T* blocks, int64_t count, const T* panel, int64_t depth, T* scores
+    const T* blocks, int64_t rows, const T* panel, int64_t depth, T* scores
 ) {
   for (int64_t d = 0; d < depth; d += kSegment) {
     const int64_t step = at_most(depth - d, kSegment);
-    for (int64_t b = 0; b < count; ++b) {
-      const T* block = blocks + (b * depth + d) * kRows;
-      T* sums = scores + b * kRows * kLanes<T>;
-      multiply_block<vectors>(block, panel + d * kLanes<T>, step, d > 0, sums);
+    const T* part = panel + d * kLanes<T>;
+    for (int64_t first = 0; first < rows; first += kRows) {
+      const T* block = blocks + first * depth + d * kRows;
+      T* sums = scores + first * kLanes<T>;
+      if (rows - first > kRows / 2) {
+        multiply_block<kRows, vectors>(block, part, step, d > 0, sums);
+      } else {
+        multiply_block<kRows / 2, vectors>(block, part, step, d > 0, sums);
+      }
     }
   }
 }
@@ -201,7 +209,8 @@ inline void choose(
   }
 }
 
-// Writes what images [first, first + count) have found for the prototypes of a panel.
+// Writes what images [first, first + count) have found for the prototypes of a panel. Distances are
+// gathered here and written out image by image: the outputs of two images lie far apart.
 template <typename T>
 __attribute__((noinline)) void settle(
     const PackedPrototypes<T>& prototypes,
@@ -209,32 +218,36 @@ __attribute__((noinline)) void settle(
     int64_t first,
     int64_t count,
     int64_t panel,
-    const Winners<T>* winners,
+    Winners<T>* winners,
     const SimilarityFunction& similarity,
     const NearestOutputs<T>& outputs
 ) {
   const int64_t depth = prototypes.depth, first_lane = panel * kLanes<T>;
   const int64_t used = at_most(prototypes.count - first_lane, kLanes<T>);
+  const PatchRows<T>* patches = images.patches + first;
+  T distances[kWaiting][kLanes<T>];
   for (int64_t lane = 0; lane < used; ++lane) {
     const T* prototype = prototypes.rows + (first_lane + lane) * depth;
     for (int64_t i = 0; i < count; ++i) {
-      const PatchRows<T> patches = images.patches[first + i];
-      const int64_t slot = (first + i) * prototypes.count + first_lane + lane;
-      const int64_t winner = winners[i].of_lane[lane];
+      auto& winner = winners[i].of_lane[lane];
       if (winner != kUncertain) {
-        const T* patch = patches.rows + winner * patches.stride;
-        outputs.locations[slot] = winner;
-        outputs.distances[slot] = pair_distance(patch, prototype, depth, prototypes.metric);
+        const T* patch = patches[i].rows + winner * patches[i].stride;
+        distances[i][lane] = pair_distance(patch, prototype, depth, prototypes.metric);
       } else {
-        outputs.distances[slot] = scan(
-            patches, images.locations, prototype, depth, prototypes.metric, outputs.locations + slot
-        );
+        int64_t location;
+        distances[i][lane] =
+            scan(patches[i], images.locations, prototype, depth, prototypes.metric, &location);
+        winner = static_cast<typename Limits<T>::Integer>(location);
       }
     }
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t slot = (first + i) * prototypes.count + first_lane;
-    similarities(outputs.distances + slot, used, similarity, outputs.activations + slot);
+    __builtin_memcpy(outputs.distances + slot, distances[i], used * sizeof(T));
+    for (int64_t lane = 0; lane < used; ++lane) {
+      outputs.locations[slot + lane] = winners[i].of_lane[lane];
+    }
+    similarities(distances[i], used, similarity, outputs.activations + slot);
   }
 }
 
@@ -247,7 +260,7 @@ void search_panel(
     const NearestOutputs<T>& outputs
 ) {
   const int64_t depth = prototypes.depth, rows = images.count * images.locations;
-  const T* packed = prototypes.panels + panel * depth * kLanes<T>;
+  const T* packed = panel_of(prototypes, panel);
   alignas(PROTOFAST_VECTOR_BYTES) T scores[kGroupBlocks * kRows * kLanes<T>];
   Winners<T> winners[kWaiting];
   Running<T> running = nothing_yet<T>();
@@ -255,8 +268,7 @@ void search_panel(
   int64_t settled = 0, image = 0, location = 0;
   for (int64_t first_row = 0; first_row < rows; first_row += group) {
     const int64_t used = at_most(rows - first_row, group);
-    const int64_t blocks = (used + kRows - 1) / kRows;
-    multiply_group<vectors>(images.blocks + first_row * depth, blocks, packed, depth, scores);
+    multiply_group<vectors>(images.blocks + first_row * depth, used, packed, depth, scores);
     for (int64_t r = 0; r < used;) {
       const int64_t end = at_most(r + images.locations - location, used);
       for (; r < end; ++r, ++location) {
@@ -277,35 +289,20 @@ void search_panel(
   }
 }
 
-template <Metric metric, typename T>
-void search_panels(
+template <typename T>
+void search(
     const PackedPrototypes<T>& prototypes,
     const PackedImages<T>& images,
-    int64_t first_panel,
-    int64_t last_panel,
+    int64_t panel,
     const SimilarityFunction& similarity,
     const NearestOutputs<T>& outputs
 ) {
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+  const auto run = [&]<Metric metric>() {
     if (prototypes.count - panel * kLanes<T> > kWidth<T>) {
       search_panel<metric, 2>(prototypes, images, panel, similarity, outputs);
     } else {
       search_panel<metric, 1>(prototypes, images, panel, similarity, outputs);
     }
-  }
-}
-
-template <typename T>
-void search(
-    const PackedPrototypes<T>& prototypes,
-    const PackedImages<T>& images,
-    int64_t first_panel,
-    int64_t last_panel,
-    const SimilarityFunction& similarity,
-    const NearestOutputs<T>& outputs
-) {
-  const auto run = [&]<Metric metric>() {
-    search_panels<metric>(prototypes, images, first_panel, last_panel, similarity, outputs);
   };
   switch (prototypes.metric) {
     case Metric::kSquaredL2:
@@ -323,7 +320,6 @@ constexpr NearestPatchKernels<T> nearest_patch_kernels() {
   return {
       .panel_lanes = kLanes<T>,
       .block_rows = kRows,
-      .centre_columns = kCentreColumns,
       .access = patch_access<T>(),
       .find_centre = find_centre<T>,
       .pack_panel = pack_panel<T>,

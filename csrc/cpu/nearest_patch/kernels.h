@@ -26,8 +26,9 @@ struct PackedPrototypes {
   T tolerance;    // rounding error of a score, in units of the norms it came from
   const T* rows;  // [P, D], as given
   T* centre;      // [D], subtracted before packing; zeros where the metric forbids it
-  T* panels;      // [ceil(P / lanes), D, lanes]
   T* norms;       // [ceil(P / lanes) * lanes]: |p|^2 for the L2 metrics, |p| for the others
+  T* panels;      // [panels, D, lanes], from first_panel on
+  int64_t first_panel;
 };
 
 // A few consecutive images, packed; the rows of all images follow one another without gaps.
@@ -85,10 +86,9 @@ template <typename T>
 struct NearestPatchKernels {
   int64_t panel_lanes;
   int64_t block_rows;
-  int64_t centre_columns;  // found at a time
   PatchAccess<T> access;
 
-  void (*find_centre)(const PackedPrototypes<T>& prototypes, int64_t strip);
+  void (*find_centre)(const PackedPrototypes<T>& prototypes);
   void (*pack_panel)(const PackedPrototypes<T>& prototypes, int64_t panel);
   void (*pack_images)(
       const PackedPrototypes<T>& prototypes,
@@ -99,8 +99,7 @@ struct NearestPatchKernels {
   void (*search)(
       const PackedPrototypes<T>& prototypes,
       const PackedImages<T>& images,
-      int64_t first_panel,
-      int64_t last_panel,
+      int64_t panel,
       const SimilarityFunction& similarity,
       const NearestOutputs<T>& outputs
   );

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "cpu/instruction_set.h"
 #include "cpu/nearest_patch/backward.h"
@@ -34,8 +35,8 @@ SimilarityFunction similarity_of(const std::string& name, double eps) {
   STD_TORCH_CHECK(false, "unknown similarity '", name, "'");
 }
 
-// Calls run(outputs) with a PrototypePack of the result's type, made by make_pack(kernels, rows,
-// threads), unless there is nothing to compute. run is false if the pack was out of date.
+// Calls run(outputs) with a PrototypePack of the result's type, made by make_pack(kernels, rows),
+// unless there is nothing to compute. run is false if the pack was out of date.
 template <typename MakePack>
 std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
     const Tensor& features,
@@ -60,11 +61,11 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
     using T = decltype(number);
     const NearestPatchKernels<T>& kernels = kernels_of<T>(table);
     const int64_t threads = threads_for(steps);
-    const PrototypePack<T> pack = make_pack(kernels, read_matrix(rows), threads);
+    PrototypePack<T> pack = make_pack(kernels, read_matrix(rows));
     const bool current = nearest_patch_forward<T>(
         kernels,
         map,
-        pack,
+        std::move(pack),
         similarity,
         threads,
         TorchThreads(),
@@ -98,9 +99,9 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch(
       prototypes,
       similarity,
       eps,
-      [&]<typename T>(
-          const NearestPatchKernels<T>& kernels, const PrototypeMatrix& rows, int64_t threads
-      ) { return PrototypePack<T>(kernels, rows, metric, threads, TorchThreads()); }
+      [&]<typename T>(const NearestPatchKernels<T>& kernels, const PrototypeMatrix& rows) {
+        return PrototypePack<T>(kernels, rows, metric);
+      }
   );
 }
 
@@ -148,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_packed(
       prototypes,
       similarity,
       eps,
-      [&]<typename T>(const NearestPatchKernels<T>& kernels, const PrototypeMatrix& rows, int64_t) {
+      [&]<typename T>(const NearestPatchKernels<T>& kernels, const PrototypeMatrix& rows) {
         STD_TORCH_CHECK(
             typed && PrototypePack<T>::fits(
                          kernels, rows, metric, numbers.const_data_ptr<T>(), numbers.numel()

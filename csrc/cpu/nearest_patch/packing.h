@@ -18,66 +18,41 @@ namespace {
 constexpr int kRows = PROTOFAST_BLOCK_ROWS;  // of a block; with 2 vectors of sums per row
 template <typename T>
 constexpr int kLanes = 2 * kWidth<T>;  // prototypes of a panel
-constexpr int kCentreColumns = 4 * kWidth<double>;
 
 inline bool is_l2(Metric metric) { return metric == Metric::kSquaredL2 || metric == Metric::kL2; }
 
 inline int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
 
-// The centre of the columns [first, last): the mean over the finite p[d] where it is large beside
-// their spread, else 0: there subtracting it makes the numbers smaller. A NaN or infinite prototype
-// does not disturb the others. Sums go in the order of p, whichever way they are computed.
-template <typename T>
-inline void centre_of_finite(const PackedPrototypes<T>& prototypes, int64_t first, int64_t last) {
-  for (int64_t d = first; d < last; ++d) {
-    double sum = 0, squares = 0, count = 0;
-    for (int64_t p = 0; p < prototypes.count; ++p) {
-      const double value = prototypes.rows[p * prototypes.depth + d];
-      const bool finite = value - value == 0;
-      sum += finite ? value : 0.0;
-      squares += finite ? value * value : 0.0;
-      count += finite ? 1.0 : 0.0;
-    }
-    const double mean = sum / count;  // NaN without any, which the comparison refuses
-    prototypes.centre[d] = squares < 2.0 * mean * sum ? static_cast<T>(mean) : T(0);
-  }
-}
+// The centre looks at so many prototypes at most, evenly chosen. Any centre is right; one close to
+// the mean is good, and reading all prototypes would take a tenth of a search of one image.
+constexpr int64_t kCentreSample = 64;
 
-// The same of kCentreColumns columns without looking for values that are not finite: false if there
-// are any, or if squares overflow.
+// centre[d] = mean over the finite p[d] of the sample where it is large beside their spread, else
+// 0: there subtracting it makes the numbers smaller. A NaN or infinite prototype does not disturb
+// the others.
 template <typename T>
-inline bool centre_of_all(const PackedPrototypes<T>& prototypes, int64_t first) {
-  constexpr int kVectors = kCentreColumns / kWidth<double>;
-  Vector<double> sums[kVectors] = {}, squares[kVectors] = {};
-  for (int64_t p = 0; p < prototypes.count; ++p) {
-    const T* row = prototypes.rows + p * prototypes.depth + first;
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      const Vector<double> value = load_doubles(row + v * kWidth<double>);
-      sums[v] += value;
-      squares[v] += value * value;
+void find_centre(const PackedPrototypes<T>& prototypes) {
+  constexpr int64_t kStrip = 64;
+  const int64_t depth = prototypes.depth;
+  const int64_t stride = (prototypes.count + kCentreSample - 1) / kCentreSample;
+  for (int64_t d0 = 0; d0 < depth; d0 += kStrip) {
+    const int64_t width = at_most(depth - d0, kStrip);
+    double sums[kStrip] = {}, squares[kStrip] = {}, counts[kStrip] = {};
+    for (int64_t p = 0; p < prototypes.count; p += stride) {
+      const T* row = prototypes.rows + p * depth + d0;
+      for (int64_t d = 0; d < width; ++d) {
+        const double value = row[d];
+        const bool finite = value - value == 0;
+        sums[d] += finite ? value : 0.0;
+        squares[d] += finite ? value * value : 0.0;
+        counts[d] += finite ? 1.0 : 0.0;
+      }
     }
-  }
-  const double count = static_cast<double>(prototypes.count);
-  bool finite = true;
-  for (int c = 0; c < kCentreColumns; ++c) {
-    const double sum = sums[c / kWidth<double>][c % kWidth<double>];
-    const double square = squares[c / kWidth<double>][c % kWidth<double>];
-    const double mean = sum / count;
-    finite &= square - square == 0;
-    prototypes.centre[first + c] = square < 2.0 * mean * sum ? static_cast<T>(mean) : T(0);
-  }
-  return finite;
-}
-
-template <typename T>
-void find_centre(const PackedPrototypes<T>& prototypes, int64_t strip) {
-  const int64_t first = strip * kCentreColumns;
-  const int64_t last = at_most(prototypes.depth, first + kCentreColumns);
-  if (!is_l2(prototypes.metric)) {
-    for (int64_t d = first; d < last; ++d) prototypes.centre[d] = 0;
-  } else if (last - first < kCentreColumns || !centre_of_all(prototypes, first)) {
-    centre_of_finite(prototypes, first, last);
+    for (int64_t d = 0; d < width; ++d) {
+      const double mean = sums[d] / counts[d];  // NaN without any, which the comparison refuses
+      const bool large = is_l2(prototypes.metric) && squares[d] < 2.0 * mean * sums[d];
+      prototypes.centre[d0 + d] = large ? static_cast<T>(mean) : T(0);
+    }
   }
 }
 
@@ -140,6 +115,11 @@ inline void pack_columns(
 }
 
 template <typename T>
+inline T* panel_of(const PackedPrototypes<T>& prototypes, int64_t panel) {
+  return prototypes.panels + (panel - prototypes.first_panel) * prototypes.depth * kLanes<T>;
+}
+
+template <typename T>
 void pack_panel(const PackedPrototypes<T>& prototypes, int64_t panel) {
   const int64_t depth = prototypes.depth, first = panel * kLanes<T>;
   const int64_t last = prototypes.count - 1;  // fills the lanes beyond it, which nobody reads
@@ -147,7 +127,7 @@ void pack_panel(const PackedPrototypes<T>& prototypes, int64_t panel) {
   for (int lane = 0; lane < kLanes<T>; ++lane) {
     rows[lane] = prototypes.rows + at_most(first + lane, last) * depth;
   }
-  T* packed = prototypes.panels + panel * depth * kLanes<T>;
+  T* packed = panel_of(prototypes, panel);
   T* norms = prototypes.norms + first;
   pack_columns<T, kLanes<T>>(rows, prototypes.centre, depth, packed, norms);
   for (int64_t lane = 0; lane < kLanes<T>; ++lane) {

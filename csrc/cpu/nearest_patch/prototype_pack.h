@@ -23,8 +23,8 @@ const NearestPatchKernels<T>& kernels_of(const NearestPatchTable& table) {
   }
 }
 
-// Where the parts of a pack lie, in numbers from its beginning. A frozen pack begins with the
-// prototypes as they were and a header; its size follows from P and D alone, whatever the
+// Where the parts of a frozen pack lie, in numbers from its beginning: the prototypes as they were,
+// a header, and what the search reads. The size follows from P and D alone, whatever the
 // instruction set (protofast/ops/packed_prototypes.py computes it as well).
 struct PackLayout {
   int64_t header;
@@ -34,12 +34,12 @@ struct PackLayout {
   int64_t size;
 };
 
-inline PackLayout pack_layout(int64_t count, int64_t depth, bool frozen) {
+inline PackLayout pack_layout(int64_t count, int64_t depth) {
   constexpr int64_t kPart = 16;  // parts begin at cache lines
   const int64_t lanes = round_up(count, 32);
   PackLayout layout;
-  layout.header = frozen ? round_up(count * depth, kPart) : 0;
-  layout.centre = layout.header + (frozen ? kPart : 0);
+  layout.header = round_up(count * depth, kPart);
+  layout.centre = layout.header + kPart;
   layout.norms = layout.centre + round_up(depth, kPart);
   layout.panels = layout.norms + lanes;
   layout.size = layout.panels + lanes * depth;
@@ -57,18 +57,14 @@ struct PackHeader {
 template <typename T>
 class PrototypePack {
  public:
-  // Packed now, for one call. The prototypes must outlive it.
-  template <typename Parallel>
+  // For one call: the centre now; then either all panels by `pack_panels`, or each where and when
+  // it is needed by `pack_panel`. The prototypes must outlive it.
   PrototypePack(
-      const NearestPatchKernels<T>& kernels,
-      const PrototypeMatrix& prototypes,
-      Metric metric,
-      int64_t threads,
-      const Parallel& parallel
+      const NearestPatchKernels<T>& kernels, const PrototypeMatrix& prototypes, Metric metric
   )
-      : memory_(pack_layout(prototypes.count, prototypes.depth, false).size) {
-    set(kernels, prototypes, metric, memory_.data(), false);
-    pack(kernels, threads, parallel);
+      : centre_(prototypes.depth), norms_(round_up(prototypes.count, kernels.panel_lanes)) {
+    set(kernels, prototypes, metric, centre_.data(), norms_.data(), nullptr);
+    kernels.find_centre(packed_);
   }
 
   // Packed before by `freeze`. The prototypes are those of now, to be compared (is_current).
@@ -78,12 +74,15 @@ class PrototypePack {
       Metric metric,
       const T* frozen
   )
-      : memory_(0), frozen_(frozen) {
-    set(kernels, prototypes, metric, const_cast<T*>(frozen), true);
+      : frozen_(frozen) {
+    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth);
+    T* memory = const_cast<T*>(frozen);  // written to by `freeze` alone
+    T *centre = memory + layout.centre, *norms = memory + layout.norms;
+    set(kernels, prototypes, metric, centre, norms, memory + layout.panels);
   }
 
   static int64_t frozen_size(const PrototypeMatrix& prototypes) {
-    return pack_layout(prototypes.count, prototypes.depth, true).size;
+    return pack_layout(prototypes.count, prototypes.depth).size;
   }
 
   // frozen [frozen_size]
@@ -98,10 +97,11 @@ class PrototypePack {
   ) {
     std::fill_n(frozen, frozen_size(prototypes), T(0));
     PrototypePack pack(kernels, prototypes, metric, frozen);
-    pack.pack(kernels, threads, parallel);
+    kernels.find_centre(pack.packed_);
+    pack.pack_panels(kernels, threads, parallel);
     std::copy_n(pack.packed_.rows, prototypes.count * prototypes.depth, frozen);
     const PackHeader<T> header = header_of(kernels, prototypes, metric);
-    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth, true);
+    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth);
     std::memcpy(frozen + layout.header, &header, sizeof(header));
   }
 
@@ -113,18 +113,46 @@ class PrototypePack {
       const T* frozen,
       int64_t size
   ) {
-    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth, true);
+    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth);
     if (size != layout.size) return false;
     PackHeader<T> header;
     std::memcpy(&header, frozen + layout.header, sizeof(header));
     return header == header_of(kernels, prototypes, metric);
   }
 
+  template <typename Parallel>
+  void pack_panels(
+      const NearestPatchKernels<T>& kernels, int64_t threads, const Parallel& parallel
+  ) {
+    const int64_t panels = ceil_divide(packed_.count, kernels.panel_lanes);
+    if (!is_frozen()) {
+      panels_ = Workspace<T>(panels * panel_numbers(kernels));
+      packed_.panels = panels_.data();
+    }
+    run_tasks(panels, threads, parallel, [&](int64_t, int64_t panel) {
+      kernels.pack_panel(packed_, panel);
+    });
+  }
+
+  // One panel in memory of the caller's, [panel_numbers].
+  PackedPrototypes<T> pack_panel(
+      const NearestPatchKernels<T>& kernels, int64_t panel, T* memory
+  ) const {
+    PackedPrototypes<T> one = packed_;
+    one.panels = memory;
+    one.first_panel = panel;
+    kernels.pack_panel(one, panel);
+    return one;
+  }
+  int64_t panel_numbers(const NearestPatchKernels<T>& kernels) const {
+    return kernels.panel_lanes * packed_.depth;
+  }
+
   const PackedPrototypes<T>& prototypes() const { return packed_; }
+  bool is_frozen() const { return frozen_ != nullptr; }
 
   // Whether prototypes [first, last) are, bit for bit, those that were packed.
   bool is_current(int64_t first, int64_t last) const {
-    if (frozen_ == nullptr) return true;
     const int64_t begin = first * packed_.depth;
     const int64_t end = std::min(last, packed_.count) * packed_.depth;
     return std::memcmp(packed_.rows + begin, frozen_ + begin, (end - begin) * sizeof(T)) == 0;
@@ -148,10 +176,10 @@ class PrototypePack {
       const NearestPatchKernels<T>& kernels,
       const PrototypeMatrix& prototypes,
       Metric metric,
-      T* memory,
-      bool frozen
+      T* centre,
+      T* norms,
+      T* panels
   ) {
-    const PackLayout layout = pack_layout(prototypes.count, prototypes.depth, frozen);
     const T round_off = std::numeric_limits<T>::epsilon() / 2;
     packed_ = {
         prototypes.count,
@@ -161,26 +189,17 @@ class PrototypePack {
         // by a quarter of their number.
         (std::min<T>(prototypes.depth, 128) / 4 + T(prototypes.depth) / 512 + 8) * round_off,
         prototype_rows(kernels.access, prototypes, converted_),
-        memory + layout.centre,
-        memory + layout.panels,
-        memory + layout.norms,
+        centre,
+        norms,
+        panels,
+        0,
     };
   }
 
-  template <typename Parallel>
-  void pack(const NearestPatchKernels<T>& kernels, int64_t threads, const Parallel& parallel) {
-    const int64_t strips = ceil_divide(packed_.depth, kernels.centre_columns);
-    run_tasks(strips, threads, parallel, [&](int64_t, int64_t strip) {
-      kernels.find_centre(packed_, strip);
-    });
-    const int64_t panels = ceil_divide(packed_.count, kernels.panel_lanes);
-    run_tasks(panels, threads, parallel, [&](int64_t, int64_t panel) {
-      kernels.pack_panel(packed_, panel);
-    });
-  }
-
   Workspace<T> converted_{0};
-  Workspace<T> memory_;
+  Workspace<T> centre_{0};
+  Workspace<T> norms_{0};
+  Workspace<T> panels_{0};
   const T* frozen_ = nullptr;  // begins with the prototypes as they were
   PackedPrototypes<T> packed_;
 };
