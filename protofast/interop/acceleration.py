@@ -158,14 +158,14 @@ def _copied(
     network: Accelerated, copy_value: Callable[[Any], Any], memo: dict[int, Any] | None
 ) -> Any:
     """A copy by way of what pickle would write, in the accelerated class again."""
-    make, arguments, state, *_ = network.__reduce_ex__(4)
+    make, arguments, *rest = network.__reduce_ex__(4)
     copied = make(*copy_value(arguments))
     copied.__class__ = type(network)
     if memo is not None:
         memo[id(network)] = copied  # before the state, which may point back
-    state = copy_value(state)
-    if hasattr(copied, "__setstate__"):
+    state = copy_value(rest[0]) if rest else None
+    if state is not None and hasattr(copied, "__setstate__"):
         copied.__setstate__(state)
-    else:
+    elif state is not None:
         copied.__dict__.update(state)
     return copied

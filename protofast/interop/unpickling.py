@@ -144,6 +144,29 @@ class _Reconstruct(_Rebuild):
         return instance
 
 
+class _RebuildWithState(_Rebuild):
+    """A tensor that had attributes of its own, which are dropped."""
+
+    __slots__ = ()
+
+    def __call__(self, function: Any, _kind: Any, arguments: Any, _state: Any) -> Tensor:
+        if not isinstance(function, (_RebuildTensor, _RebuildParameter)):
+            raise pickle.UnpicklingError(f"the file makes a tensor by {function!r}")
+        return function(*arguments)
+
+
+class _Ignored(_Rebuild):
+    """NumPy's numbers and arrays (a checkpoint's accuracy, say): read over, never made."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> "_Ignored":
+        return _Ignored()
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 class _Bytes(_Rebuild):
     """`_codecs.encode`, by which older pickle protocols write bytes."""
 
@@ -159,6 +182,13 @@ _CALLS: dict[tuple[str, str], type[_Rebuild]] = {
     ("torch._utils", "_rebuild_tensor"): _RebuildTensor,
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor,
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _RebuildWithState,
+    ("numpy", "dtype"): _Ignored,
+    ("numpy.core.multiarray", "scalar"): _Ignored,
+    ("numpy.core.multiarray", "_reconstruct"): _Ignored,
+    ("numpy._core.multiarray", "scalar"): _Ignored,
+    ("numpy._core.multiarray", "_reconstruct"): _Ignored,
     ("copyreg", "_reconstructor"): _Reconstruct,
     ("_codecs", "encode"): _Bytes,
 }

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from stand_ins import PPNet, TESNet, reciprocal
@@ -113,6 +114,32 @@ def test_protopnet_gives_the_originals_logits(make, tmp_path) -> None:
     assert torch.allclose(output.logits, logits, atol=1e-5)
     assert torch.allclose(output.distances, distances, atol=1e-5)
     assert ours.prototype_class.tolist() == checkpoint.prototype_class.tolist()
+
+
+def test_protopnet_on_a_backbone_by_name(tmp_path) -> None:
+    model = PPNet().eval()
+    model.features = protofast.models.build_backbone("small").eval()
+    model.add_on_layers[0] = nn.Conv2d(model.features.out_channels, 8, 1)
+    state = nn.DataParallel(model).state_dict()
+    checkpoint = interop.load_checkpoint(written(state, tmp_path / "c.pth", legacy=False))
+    ours = checkpoint.protopnet("small", input_size=(32, 32), mean=[0.0] * 3, std=[1.0] * 3)
+    assert torch.allclose(ours(IMAGES).logits, model(IMAGES)[0], atol=1e-5)
+
+
+def test_numbers_of_numpy_and_attributes_of_tensors_are_read_over(tmp_path) -> None:
+    model = PPNet()
+    model.prototype_vectors.note = "mine"
+    state = model.state_dict()
+    state["prototype_vectors"].note = "mine too"
+    value = {
+        "state_dict": state,
+        "accuracy": np.float64(0.8),
+        "history": np.arange(3.0),
+        "name": b"bytes",
+    }
+    for saved in (value, model):
+        checkpoint = interop.load_checkpoint(written(saved, tmp_path / "c.pth", legacy=False))
+        assert same_tensors(checkpoint.state_dict, model.state_dict())
 
 
 def test_what_does_not_fit_is_named_and_nothing_changed(tmp_path) -> None:
