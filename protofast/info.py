@@ -26,6 +26,7 @@ from protofast.ops import (
     masked_view,
     mean_distance,
     nearest_patch,
+    nearest_patches,
     reference,
     reference_masked_view,
 )
@@ -269,6 +270,13 @@ def _nearest_patch_gradients(features: Tensor, prototypes: Tensor) -> Iterator[_
         yield from zip(got, expected, strict=True)
 
 
+def _nearest_patches_results(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
+    wide = features.detach().double(), prototypes.detach().double()
+    for metric, kind in _PAIRS:
+        got = nearest_patches(features, prototypes, 3, metric=metric, similarity=kind)
+        yield from zip(got, reference.nearest_patches(*wide, 3, metric, kind, 1e-4), strict=True)
+
+
 def _distance_map_results(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
     index = torch.tensor([[4, 0], [4, 18], [7, 7]], device=features.device)
     wide = features.detach().double(), prototypes.detach().double()
@@ -316,6 +324,7 @@ def _masked_view_gradients(features: Tensor, prototypes: Tensor) -> Iterator[_Re
 _CHECKS: dict[str, _Results] = {
     "nearest_patch": _nearest_patch_results,
     "nearest_patch_backward": _nearest_patch_gradients,
+    "nearest_patches": _nearest_patches_results,
     "distance_map": _distance_map_results,
     "distance_map_backward": _distance_map_gradients,
     "mean_distance": _mean_distance_results,

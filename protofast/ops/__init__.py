@@ -4,6 +4,7 @@ from protofast import _build
 from protofast.ops.distance_map import distance_map, mean_distance, similarity_map
 from protofast.ops.masked_view import MaskedView, ViewMemory, masked_view, masked_view_out
 from protofast.ops.nearest_patch import NearestPatch, nearest_patch
+from protofast.ops.nearest_patches import nearest_patches
 
 __all__ = [
     "MaskedView",
@@ -14,6 +15,7 @@ __all__ = [
     "masked_view_out",
     "mean_distance",
     "nearest_patch",
+    "nearest_patches",
     "similarity_map",
 ]
 

@@ -11,6 +11,7 @@ METRICS = ("squared_l2", "l2", "dot", "cosine")
 SIMILARITIES = ("log", "linear", "exp")
 PRECISIONS = ("float32", "tf32", "half")
 REFINEMENTS = ("auto", "always", "never")
+MOST_PATCHES = 8  # that nearest_patches finds for a prototype in an image
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -74,6 +75,19 @@ def check_tensors(features: Tensor, prototypes: Tensor) -> None:
         raise ValueError(
             f"features and prototypes must be on the same device; got {features.device} and "
             f"{prototypes.device}"
+        )
+
+
+def check_count(features: Tensor, k: int) -> None:
+    """Raise unless `k` patches can be asked for: an int in [1, 8] and no more than there are."""
+    if not isinstance(k, int | torch.SymInt) or isinstance(k, bool):
+        raise TypeError(f"k must be an int; got {type(k).__name__}")
+    if not 1 <= k <= MOST_PATCHES:
+        raise ValueError(f"k must lie between 1 and {MOST_PATCHES}; got {k}")
+    if k > features.shape[2] * features.shape[3]:
+        raise ValueError(
+            f"k must not exceed the number of locations, {features.shape[2]} x "
+            f"{features.shape[3]}; got {k}"
         )
 
 

@@ -16,6 +16,7 @@ def table() -> dict[Any, Callable[..., object]]:
     return {
         operators.nearest_patch.default: nearest_patch,
         operators.nearest_patch_packed.default: _nearest_patch_packed,
+        operators.nearest_patches.default: nearest_patches,
         operators.distance_map.default: distance_map,
     }
 
@@ -52,6 +53,26 @@ def _nearest_patch_packed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     del packed  # of a frozen layer: prototypes in a layout of their own
     return nearest_patch(features, prototypes, metric, similarity, eps, precision, refine)
+
+
+def nearest_patches(
+    features: Tensor, prototypes: Tensor, k: int, metric: str, similarity: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Selection and order by the expanded form, then direct differences.
+
+    Of distances that it cannot tell apart any may come first.
+    """
+    dtype = compute_dtype(features, prototypes)
+    patches = features.to(dtype).flatten(2).transpose(1, 2)  # [N, L, D]
+    prototypes = prototypes.to(dtype)
+    scores = _scores(patches, prototypes, metric).transpose(1, 2)  # [N, P, L]
+    locations = scores.topk(k).indices  # [N, P, k]
+    where = locations.flatten(1).unsqueeze(2).expand(-1, -1, patches.shape[2])
+    winners = patches.gather(1, where).unflatten(1, (prototypes.shape[0], k))  # [N, P, k, D]
+    distances = reference.pair_distance(winners, prototypes.unsqueeze(1), metric)
+    order = distances.neg().topk(k).indices
+    distances, locations = distances.gather(2, order), locations.gather(2, order)
+    return reference.similarity(distances, similarity, eps), distances, locations
 
 
 def distance_map(features: Tensor, prototypes: Tensor, index: Tensor | None, metric: str) -> Tensor:

@@ -126,6 +126,48 @@ def nearest_patch(
     return similarity(distances, similarity_name, eps), distances, locations
 
 
+def nearest_patches(
+    features: Tensor, prototypes: Tensor, k: int, metric: str, similarity_name: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k least distances of every prototype to patches of every image, nearest first.
+
+    features [N, D, H, W], prototypes [P, D] -> activations, distances, locations, each [N, P, k].
+    Equal distances go by location; NaN comes before everything.
+    """
+    dtype = compute_dtype(features, prototypes)
+    shape = (features.shape[0], prototypes.shape[0], k)
+    distances = torch.empty(shape, dtype=dtype, device=features.device)
+    locations = torch.empty(shape, dtype=torch.int64, device=features.device)
+    prototypes = prototypes.to(dtype)
+    if distances.numel() > 0:
+        depth, cells = features.shape[1], features.shape[2] * features.shape[3]
+        numbers_each = max(cells, k * depth)
+        for some in _image_chunks(shape[0], shape[1] * numbers_each):
+            patches = _patches(features[some], dtype)  # [n, L, D]
+            for few in _image_chunks(shape[1], len(patches) * numbers_each):
+                distances[some, few], locations[some, few] = _nearest(
+                    patches, prototypes[few], k, metric
+                )
+    return similarity(distances, similarity_name, eps), distances, locations
+
+
+def _nearest(patches: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """Distances and locations [n, p, k] for patches [n, L, D] and prototypes [p, D]."""
+    map_ = _selection_map(patches, prototypes, metric).transpose(1, 2)  # [n, p, L]
+    winners = _ascending(map_)[..., :k].sort().values  # [n, p, k], by location
+    image = torch.arange(len(patches), device=patches.device)[:, None, None]
+    exact = pair_distance(patches[image, winners], prototypes.unsqueeze(1), metric)
+    order = _ascending(exact)
+    return exact.gather(2, order), winners.gather(2, order)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """The order of the last dimension: NaN, then ascending; equal values as they are."""
+    order = values.argsort(dim=-1, stable=True)
+    numbers = ~values.gather(-1, order).isnan()
+    return order.gather(-1, numbers.to(torch.uint8).argsort(dim=-1, stable=True))
+
+
 def nearest_patch_backward(
     grad_activations: Tensor | None,
     grad_distances: Tensor | None,

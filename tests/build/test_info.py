@@ -9,6 +9,7 @@ from protofast import info
 OPERATORS = {
     "nearest_patch",
     "nearest_patch_backward",
+    "nearest_patches",
     "distance_map",
     "distance_map_backward",
     "mean_distance",

@@ -72,6 +72,22 @@ class Implementation:
                 )
             )
 
+    def nearest_patches(
+        self,
+        features: Tensor,
+        prototypes: Tensor,
+        k: int,
+        metric: str = "squared_l2",
+        similarity: str = "log",
+        eps: float = EPS,
+    ) -> NearestPatch:
+        with self.active():
+            return NearestPatch(
+                *torch.ops.protofast.nearest_patches(
+                    features, prototypes, k, metric, similarity, eps
+                )
+            )
+
     def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         with self.active():
             result: tuple[Tensor, Tensor] = torch.ops.protofast.nearest_patch_backward(*arguments)
@@ -151,6 +167,19 @@ class Reference(Implementation):
         eps: float = EPS,
     ) -> NearestPatch:
         return NearestPatch(*reference.nearest_patch(features, prototypes, metric, similarity, eps))
+
+    def nearest_patches(
+        self,
+        features: Tensor,
+        prototypes: Tensor,
+        k: int,
+        metric: str = "squared_l2",
+        similarity: str = "log",
+        eps: float = EPS,
+    ) -> NearestPatch:
+        return NearestPatch(
+            *reference.nearest_patches(features, prototypes, k, metric, similarity, eps)
+        )
 
     def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         *rest, need_features, need_prototypes = arguments
