@@ -56,7 +56,8 @@ def accelerate(model: Model) -> Model:
     and optimisers made of them are untouched. `forward` never builds the map of distances; the
     other two return it, so they do. The model is recognised by its attributes (`prototype_vectors`,
     `add_on_layers`, `last_layer`, `epsilon`, `prototype_activation_function`), and each of its
-    three methods is compared with the formulas on a few numbers first.
+    three methods is compared with the formulas on a few numbers first. That is done once: set a
+    descendant's own switches before, not after.
 
     The instance gets a generated subclass of its class: `isinstance`, `copy.deepcopy`,
     `nn.DataParallel`, `DistributedDataParallel` and `torch.compile` work. `torch.save(model)`

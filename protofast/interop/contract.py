@@ -281,8 +281,8 @@ def check_behaviour(
                 difference = _difference(own, fused)
                 if difference:
                     raise ValueError(
-                        f"{plain.__name__}.{name} does not compute what {formulas.name}'s does: "
-                        f"{difference}; its own code stays in use"
+                        f"{plain.__name__}.{name} does not compute what the original "
+                        f"{formulas.name}'s does: {difference}; its own code stays in use"
                     )
 
 
