@@ -232,6 +232,17 @@ def test_features_that_are_not_finite_name_the_image(tied):
     assert torch.equal(model.prototypes, before)
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("scan", [project_prototypes, partial(nearest_images, k=2)])
+def test_one_number_that_is_not_finite_is_enough(tied, value, scan):
+    features, labels, prototypes = tied
+    features = features.clone()
+    features[23, 3, 2, 3] = value
+    model = model_on_features(3, 4, 4, prototypes=prototypes)
+    with pytest.raises(DataError, match="image 23 of the set"):
+        scan(model, batches_of(features, labels, 8))
+
+
 def _on_one_rank(rank, folder, features, labels, prototypes):
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     distributed.init_process_group(
