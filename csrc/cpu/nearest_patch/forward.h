@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <bit>
+#include <utility>
 #include <vector>
 
 #include "cpu/nearest_patch/kernels.h"
@@ -21,7 +22,12 @@ constexpr int64_t kManyBytes = 2 << 20;
 template <typename T>
 class ChunkWorkspace {
  public:
-  ChunkWorkspace(const NearestPatchKernels<T>& kernels, const FeatureMap& features, int64_t images)
+  ChunkWorkspace(
+      const NearestPatchKernels<T>& kernels,
+      const FeatureMap& features,
+      int64_t images,
+      bool find_repetitions
+  )
       : patches_(images),
         storage_(
             kernels.access.rows_in_place(features) ? 0
@@ -44,7 +50,7 @@ class ChunkWorkspace {
             blocks_.data(),
             terms_.data(),
             largest_.data(),
-            table_.data(),
+            find_repetitions ? table_.data() : nullptr,
             table_bits_
         } {}
 
@@ -106,18 +112,18 @@ Division divide(
   return division;
 }
 
-// Outputs are [N, P] each. N, P, D and L are at least 1, L < 2^31. False if the packed prototypes
-// are those of a frozen layer and are not the prototypes as they are now: the outputs are then
-// worth nothing.
-template <typename T, typename Parallel>
-bool nearest_patch_forward(
+// Calls search(prototypes, images, first_image, panel) for every chunk of images and every panel.
+// N, P, D and L are at least 1, L < 2^31. False if the packed prototypes are those of a frozen
+// layer and are not the prototypes as they are now: what was found is then worth nothing.
+template <typename T, typename Parallel, typename Search>
+bool search_everything(
     const NearestPatchKernels<T>& kernels,
     const FeatureMap& features,
     PrototypePack<T> pack,
-    const SimilarityFunction& similarity,
+    bool find_repetitions,
     int64_t threads,
     const Parallel& parallel,
-    const NearestOutputs<T>& outputs
+    const Search& search
 ) {
   const PackedPrototypes<T>& prototypes = pack.prototypes();
   const int64_t panels = ceil_divide(prototypes.count, kernels.panel_lanes);
@@ -133,7 +139,7 @@ bool nearest_patch_forward(
   std::vector<ChunkWorkspace<T>> workspaces;
   workspaces.reserve(workers);
   for (int64_t i = 0; i < workers; ++i) {
-    workspaces.emplace_back(kernels, features, division.images);
+    workspaces.emplace_back(kernels, features, division.images, find_repetitions);
   }
   std::atomic<bool> current{true};
   run_tasks(tasks, workers, parallel, [&](int64_t worker, int64_t task) {
@@ -141,26 +147,46 @@ bool nearest_patch_forward(
     const int64_t count = std::min(division.images, features.images - first);
     const PackedImages<T>& images =
         workspaces[worker].pack(kernels, prototypes, features, first, count);
-    const int64_t slot = first * prototypes.count;
-    const NearestOutputs<T> here = {
-        outputs.activations + slot, outputs.distances + slot, outputs.locations + slot
-    };
     const int64_t begin = task % division.slabs * division.panels;
     const int64_t end = std::min(panels, begin + division.panels);
     for (int64_t panel = begin; panel < end; ++panel) {
       if (pack_late) {
         T* memory = late.data() + worker * late_numbers;
-        kernels.search(pack.pack_panel(kernels, panel, memory), images, panel, similarity, here);
+        search(pack.pack_panel(kernels, panel, memory), images, first, panel);
         continue;
       }
       if (pack.is_frozen() && first == 0) {
         const int64_t lane = panel * kernels.panel_lanes;
         if (!pack.is_current(lane, lane + kernels.panel_lanes)) current = false;
       }
-      kernels.search(prototypes, images, panel, similarity, here);
+      search(prototypes, images, first, panel);
     }
   });
   return current;
+}
+
+// Outputs are [N, P] each; the rest as for search_everything.
+template <typename T, typename Parallel>
+bool nearest_patch_forward(
+    const NearestPatchKernels<T>& kernels,
+    const FeatureMap& features,
+    PrototypePack<T> pack,
+    const SimilarityFunction& similarity,
+    int64_t threads,
+    const Parallel& parallel,
+    const NearestOutputs<T>& outputs
+) {
+  const auto search = [&](const PackedPrototypes<T>& prototypes,
+                          const PackedImages<T>& images,
+                          int64_t first_image,
+                          int64_t panel) {
+    const int64_t slot = first_image * prototypes.count;
+    const NearestOutputs<T> here = {
+        outputs.activations + slot, outputs.distances + slot, outputs.locations + slot
+    };
+    kernels.search(prototypes, images, panel, similarity, here);
+  };
+  return search_everything<T>(kernels, features, std::move(pack), true, threads, parallel, search);
 }
 
 }  // namespace protofast

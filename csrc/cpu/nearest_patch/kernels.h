@@ -41,7 +41,7 @@ struct PackedImages {
   T* blocks;              // [ceil(count * L / block_rows), D, block_rows], and kBlockSlack numbers
   T* terms;    // [count * L, rounded up to blocks], a number per row for its score; NaN: no part
   T* largest;  // [count], largest |z| in the image; NaN: its scores cannot be trusted
-  uint32_t* table;  // [2^table_bits], more than L, to look for repeated patches
+  uint32_t* table;  // [2^table_bits], more than L, to look for repeated patches; or null
   int table_bits;
 };
 

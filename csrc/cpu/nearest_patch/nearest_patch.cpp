@@ -1,39 +1,18 @@
 // The operators nearest_patch and nearest_patch_backward on the CPU: checks, outputs, registration.
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
 
-#include "cpu/instruction_set.h"
 #include "cpu/nearest_patch/backward.h"
+#include "cpu/nearest_patch/choice.h"
 #include "cpu/nearest_patch/forward.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
 namespace {
-
-const NearestPatchTable& chosen_table() {
-  switch (chosen_instruction_set()) {
-#if defined(__x86_64__)
-    case InstructionSet::kAvx512:
-      return nearest_patch_avx512;
-    case InstructionSet::kAvx2:
-      return nearest_patch_avx2;
-#endif
-    default:
-      return nearest_patch_portable;
-  }
-}
-
-SimilarityFunction similarity_of(const std::string& name, double eps) {
-  if (name == "log") return {Similarity::kLog, eps, std::log(1.0 / eps)};
-  if (name == "linear") return {Similarity::kLinear, eps, 0};
-  if (name == "exp") return {Similarity::kExp, eps, 0};
-  STD_TORCH_CHECK(false, "unknown similarity '", name, "'");
-}
 
 // Calls run(outputs) with a PrototypePack of the result's type, made by make_pack(kernels, rows),
 // unless there is nothing to compute. run is false if the pack was out of date.
@@ -46,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
     const MakePack& make_pack
 ) {
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
-  const NearestPatchTable& table = chosen_table();
+  const NearestPatchTable& table = chosen_nearest_patch_table();
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   Tensor activations = torch::stable::new_empty(features, shape, type);
@@ -111,7 +90,7 @@ Tensor pack_prototypes(const Tensor& prototypes, const std::string& metric_name)
       "prototypes must be on the CPU and [P, D]"
   );
   const Metric metric = metric_of(metric_name);
-  const NearestPatchTable& table = chosen_table();
+  const NearestPatchTable& table = chosen_nearest_patch_table();
   const ScalarType type = result_type(prototypes, prototypes);
   const Tensor rows = torch::stable::contiguous(prototypes);
   const int64_t shape[] = {PrototypePack<float>::frozen_size(read_matrix(rows))};
@@ -214,7 +193,7 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
   check_inputs(features, prototypes);
   const Metric metric = metric_of(metric_name);
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
-  const NearestPatchTable& table = chosen_table();
+  const NearestPatchTable& table = chosen_nearest_patch_table();
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   check_pairs(distances, "distances", shape, type);

@@ -211,7 +211,9 @@ inline void find_terms(const PackedImages<T>& images, int64_t n, int64_t depth, 
   }
   images.largest[n] = usable ? static_cast<T>(__builtin_sqrt(largest)) : Limits<T>::kNan;
   if (!usable) return;
-  mark_repetitions(images.patches[n], locations, depth, images.table, images.table_bits, terms);
+  if (images.table != nullptr) {
+    mark_repetitions(images.patches[n], locations, depth, images.table, images.table_bits, terms);
+  }
   for (int64_t l = 0; l < locations; ++l) terms[l] = score_term(terms[l], metric);
 }
 

@@ -1,0 +1,120 @@
+// The operator nearest_patches on the CPU: checks, outputs, registration.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+#include <type_traits>
+
+#include "cpu/nearest_patch/choice.h"
+#include "cpu/nearest_patch/forward.h"
+#include "cpu/nearest_patches/kernels.h"
+#include "cpu/tensors.h"
+
+namespace protofast {
+namespace {
+
+const NearestPatchesTable& chosen_table() {
+  switch (chosen_instruction_set()) {
+#if defined(__x86_64__)
+    case InstructionSet::kAvx512:
+      return nearest_patches_avx512;
+    case InstructionSet::kAvx2:
+      return nearest_patches_avx2;
+#endif
+    default:
+      return nearest_patches_portable;
+  }
+}
+
+template <typename T>
+const NearestPatchesKernels<T>& ranking_kernels_of(const NearestPatchesTable& table) {
+  if constexpr (std::is_same_v<T, float>) {
+    return table.of_float;
+  } else {
+    return table.of_double;
+  }
+}
+
+template <typename T>
+void find_nearest(
+    const FeatureMap& features,
+    const PrototypeMatrix& rows,
+    int64_t k,
+    Metric metric,
+    const SimilarityFunction& similarity,
+    const NearestOutputs<T>& outputs
+) {
+  const NearestPatchKernels<T>& kernels = kernels_of<T>(chosen_nearest_patch_table());
+  const NearestPatchesKernels<T>& ranking = ranking_kernels_of<T>(chosen_table());
+  const double steps = static_cast<double>(features.images) * features.locations * rows.count *
+                       static_cast<double>(rows.depth);
+  const auto search = [&](const PackedPrototypes<T>& prototypes,
+                          const PackedImages<T>& images,
+                          int64_t first_image,
+                          int64_t panel) {
+    const int64_t slot = first_image * prototypes.count * k;
+    const NearestOutputs<T> here = {
+        outputs.activations + slot, outputs.distances + slot, outputs.locations + slot
+    };
+    ranking.search(prototypes, images, panel, k, similarity, here);
+  };
+  search_everything<T>(
+      kernels,
+      features,
+      PrototypePack<T>(kernels, rows, metric),
+      false,
+      threads_for(steps),
+      TorchThreads(),
+      search
+  );
+}
+
+std::tuple<Tensor, Tensor, Tensor> nearest_patches(
+    const Tensor& features,
+    const Tensor& prototypes,
+    int64_t k,
+    const std::string& metric_name,
+    const std::string& similarity_name,
+    double eps
+) {
+  check_inputs(features, prototypes);
+  STD_TORCH_CHECK(
+      k >= 1 && k <= kMostPatches && k <= features.size(2) * features.size(3),
+      "k must lie between 1 and ",
+      kMostPatches,
+      " and not exceed the number of locations; got ",
+      k
+  );
+  const Metric metric = metric_of(metric_name);
+  const SimilarityFunction similarity = similarity_of(similarity_name, eps);
+  const ScalarType type = result_type(features, prototypes);
+  const int64_t shape[] = {features.size(0), prototypes.size(0), k};
+  Tensor activations = torch::stable::new_empty(features, shape, type);
+  Tensor distances = torch::stable::new_empty(features, shape, type);
+  Tensor locations = torch::stable::new_empty(features, shape, ScalarType::Long);
+  if (locations.numel() == 0) return {activations, distances, locations};
+
+  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  with_result_type(type, [&](auto number) {
+    using T = decltype(number);
+    find_nearest<T>(
+        read_map(source),
+        read_matrix(rows),
+        k,
+        metric,
+        similarity,
+        {activations.mutable_data_ptr<T>(),
+         distances.mutable_data_ptr<T>(),
+         locations.mutable_data_ptr<int64_t>()}
+    );
+  });
+  return {activations, distances, locations};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(protofast, CPU, library) {
+  library.impl("nearest_patches", TORCH_BOX(&nearest_patches));
+}
+
+}  // namespace protofast
