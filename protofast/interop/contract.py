@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protofast.ops import distance_map, nearest_patch
+from protofast.ops.distance_map import distance_map
+from protofast.ops.nearest_patch import nearest_patch
 
 METHODS = ("forward", "push_forward", "prototype_distances")
 """The methods that `accelerate` replaces."""
