@@ -16,7 +16,7 @@ from layer_runs import Run, Shape, make_inputs, make_step
 
 
 def peak_bytes(run: Run) -> int:
-    """Measure `run` in a process of its own (CPU: Linux); ours, which is small, by three's median."""
+    """Measure `run` in a process of its own (CPU: Linux); ours, which is small, in three."""
     command = [sys.executable, __file__, json.dumps(run.facts())]
     found = []
     for _ in range(3 if run.layer == "ours" else 1):
