@@ -145,13 +145,13 @@ class PrototypeLayer(nn.Module):
         return self._packed is not None
 
     def freeze(self) -> Self:
-        """Pack the prototypes for inference, which is then faster with one or few images on a CPU.
+        """Pack the prototypes once, for inference on a CPU, instead of at every call.
 
-        Results stay the same to the bit. Until `unfreeze`, the layer computes in evaluation mode
-        and without gradients only, and raises an error where the prototypes are not, bit for bit,
-        those of now: after any change (loading a state dict, projection, pruning, another dtype,
-        writing to `.data`) call `freeze` again. The state dict stays as it is. On other devices
-        than the CPU there is nothing to gain.
+        Results stay the same to the bit; what it gains is little (docs/kernels.md). Until
+        `unfreeze`, the layer computes in evaluation mode and without gradients only, and raises an
+        error where the prototypes are not, bit for bit, those of now: after any change (loading a
+        state dict, projection, pruning, another dtype, writing to `.data`) call `freeze` again. The
+        state dict stays as it is. On other devices than the CPU there is nothing to gain.
 
         Returns:
             The layer itself.

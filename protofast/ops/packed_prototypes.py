@@ -1,10 +1,10 @@
-"""Prototypes packed once, for inference with one or few images at a time.
+"""Prototypes packed once, for inference.
 
-`nearest_patch` on the CPU brings the prototypes into the kernel's layout at every call, which for a
-single image takes longer than the search itself. `pack_prototypes` does it once; with the result
-`nearest_patch_packed` gives the same bits as `nearest_patch`. Nothing is ever packed or kept unless
-the caller asks. A pack is compared, bit for bit, with the prototypes at every use: one that is out
-of date is an error, however the prototypes were changed.
+`nearest_patch` on the CPU brings the prototypes into the kernel's layout at every call.
+`pack_prototypes` does it once; with the result `nearest_patch_packed` gives the same bits as
+`nearest_patch`. Nothing is ever packed or kept unless the caller asks. A pack is compared, bit for
+bit, with the prototypes at every use: one that is out of date is an error, however the prototypes
+were changed.
 """
 
 from typing import Any
