@@ -31,7 +31,27 @@ CUDA = {
         Cuda("wgmma", refine="always"),
     )
 }
+# Only `nearest_patch` has several paths on a GPU; tests of other operators take the default.
+TESTS_OF_PATHS = {
+    "test_nearest_patch.py",
+    "test_nearest_patch_backward.py",
+    "test_numerics_contract.py",
+    "test_properties.py",
+}
 NAMES = ("reference", "avx512", "avx2", "portable", *CUDA)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the named paths of a GPU where all of them are the same code."""
+
+    def runs_twice(item: pytest.Item) -> bool:
+        callspec = getattr(item, "callspec", None)  # of parametrized tests alone
+        if callspec is None or item.path.name in TESTS_OF_PATHS:
+            return False
+        implementation = CUDA.get(callspec.params.get("implementation", ""))
+        return implementation is not None and implementation.path != ""
+
+    items[:] = [item for item in items if not runs_twice(item)]
 
 
 def _missing(reason: str, variable: str) -> None:

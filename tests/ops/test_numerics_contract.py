@@ -279,18 +279,19 @@ def test_10_translation_padding_permutations_and_constant_maps(
 ) -> None:
     features, prototypes = problem.tensors(dtype, implementation.device)
     found = implementation.nearest_patch(features, prototypes, *pair)
+    tolerance = implementation.distance_tolerance
+    between = 1e-6 if implementation.refines_always else 2 * tolerance  # of two results
 
     if pair[0] in ("squared_l2", "l2"):
         far = 96.0 if dtype in (torch.float32, torch.float64) else 4.0  # exact in the dtype
         if torch.equal((features + far) - far, features):
             moved = implementation.nearest_patch(features + far, prototypes + far, *pair)
             assert torch.equal(moved.locations, found.locations)
-            torch.testing.assert_close(moved.distances, found.distances, rtol=1e-6, atol=0)
+            torch.testing.assert_close(moved.distances, found.distances, rtol=between, atol=0)
 
     padded = [torch.nn.functional.pad(features, (0, 0, 0, 0, 0, 3))]
     padded.append(torch.nn.functional.pad(prototypes, (0, 3)))
     wider = implementation.nearest_patch(padded[0], padded[1], *pair)
-    tolerance = implementation.distance_tolerance
     torch.testing.assert_close(wider.distances, found.distances, rtol=tolerance, atol=tolerance)
     if pair[0] != "cosine":
         assert torch.equal(wider.locations, found.locations)
@@ -299,7 +300,10 @@ def test_10_translation_padding_permutations_and_constant_maps(
     order = torch.arange(problem.count - 1, -1, -1, device=features.device)
     swapped = implementation.nearest_patch(features[images], prototypes[order], *pair)
     for one, two in zip(swapped, found, strict=True):
-        assert torch.equal(one, two[images][:, order])
+        if implementation.refines_always or one.dtype == torch.int64:
+            assert torch.equal(one, two[images][:, order])
+        else:  # the prototypes' order is in the rounding of distances that are not refined
+            torch.testing.assert_close(one, two[images][:, order], rtol=between, atol=between)
 
     mirrored = implementation.nearest_patch(features.flip(2, 3), prototypes, *pair)
     torch.testing.assert_close(mirrored.distances, found.distances, rtol=tolerance, atol=tolerance)

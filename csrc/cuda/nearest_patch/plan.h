@@ -56,13 +56,14 @@ struct Plan {
 // The least relative error of a distance at which `refine="auto"` computes it anew.
 constexpr float kWorthRefining = 1e-4f;
 
-// Bound of a score's error. Operands: a float32 in two planes loses 2^-18 of itself, and so does
-// each product (measured by emulation over random and smooth features: at most 3.7e-6 of
-// |z|^2 + |p|^2, half of the 2^-17 here). Sums: tensor cores cut off what they add, once for each
-// 16 channels and product; never more than 2^-26 for each channel. To be measured on hardware.
+// Bound of a score's error, whatever the numbers: rounding errors add up where channels are alike.
+// Operands: of a float32 in two planes 2^-17 is lost, and of each product lo.lo, 2^-16; together
+// 2^-15 of |z| |p|, which the score has twice and (|z|^2 + |p|^2) / 2 bounds. (Random features stay
+// below an eighth of it.) Sums: tensor cores cut off what they add; 2^-24 for each channel holds
+// for a cut at 22 bits in each of the products' steps, and no hardware has been measured yet.
 inline float selection_error(int planes, int64_t depth) {
-  const float operands = planes == 2 ? 0x1p-17f : 0x1p-20f;
-  return operands + 0x1p-26f * static_cast<float>(depth);
+  const float operands = planes == 2 ? 0x1p-15f : 0x1p-20f;
+  return operands + 0x1p-24f * static_cast<float>(depth);
 }
 
 inline Plan tensor_cores_plan(
