@@ -2,6 +2,7 @@
 
 from protofast import _build
 from protofast.ops.distance_map import distance_map, mean_distance, similarity_map
+from protofast.ops.focal_similarity import focal_similarity
 from protofast.ops.masked_view import MaskedView, ViewMemory, masked_view, masked_view_out
 from protofast.ops.nearest_patch import NearestPatch, nearest_patch
 from protofast.ops.nearest_patches import nearest_patches
@@ -11,6 +12,7 @@ __all__ = [
     "NearestPatch",
     "ViewMemory",
     "distance_map",
+    "focal_similarity",
     "masked_view",
     "masked_view_out",
     "mean_distance",
