@@ -23,6 +23,7 @@ from torch import Tensor
 from protofast import _build
 from protofast.ops import (
     distance_map,
+    dot_and_cosine,
     masked_view,
     mean_distance,
     nearest_patch,
@@ -277,6 +278,14 @@ def _nearest_patches_results(features: Tensor, prototypes: Tensor) -> Iterator[_
         yield from zip(got, reference.nearest_patches(*wide, 3, metric, kind, 1e-4), strict=True)
 
 
+def _dot_and_cosine_results(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
+    wide = features.detach().double(), prototypes.detach().double()
+    found = dot_and_cosine(features, prototypes)
+    for metric, got in (("dot", found[:2]), ("cosine", found[2:])):
+        values, _, locations = reference.nearest_patch(*wide, metric, "linear", 1e-4)
+        yield from zip(got, (values, locations), strict=True)
+
+
 def _distance_map_results(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
     index = torch.tensor([[4, 0], [4, 18], [7, 7]], device=features.device)
     wide = features.detach().double(), prototypes.detach().double()
@@ -325,6 +334,7 @@ _CHECKS: dict[str, _Results] = {
     "nearest_patch": _nearest_patch_results,
     "nearest_patch_backward": _nearest_patch_gradients,
     "nearest_patches": _nearest_patches_results,
+    "dot_and_cosine": _dot_and_cosine_results,
     "distance_map": _distance_map_results,
     "distance_map_backward": _distance_map_gradients,
     "mean_distance": _mean_distance_results,

@@ -2,16 +2,19 @@
 
 from protofast import _build
 from protofast.ops.distance_map import distance_map, mean_distance, similarity_map
+from protofast.ops.dot_and_cosine import DotAndCosine, dot_and_cosine
 from protofast.ops.focal_similarity import focal_similarity
 from protofast.ops.masked_view import MaskedView, ViewMemory, masked_view, masked_view_out
 from protofast.ops.nearest_patch import NearestPatch, nearest_patch
 from protofast.ops.nearest_patches import nearest_patches
 
 __all__ = [
+    "DotAndCosine",
     "MaskedView",
     "NearestPatch",
     "ViewMemory",
     "distance_map",
+    "dot_and_cosine",
     "focal_similarity",
     "masked_view",
     "masked_view_out",

@@ -17,6 +17,7 @@ def table() -> dict[Any, Callable[..., object]]:
         operators.nearest_patch.default: nearest_patch,
         operators.nearest_patch_packed.default: _nearest_patch_packed,
         operators.nearest_patches.default: nearest_patches,
+        operators.dot_and_cosine.default: dot_and_cosine,
         operators.distance_map.default: distance_map,
     }
 
@@ -73,6 +74,14 @@ def nearest_patches(
     order = distances.neg().topk(k).indices
     distances, locations = distances.gather(2, order), locations.gather(2, order)
     return reference.similarity(distances, similarity, eps), distances, locations
+
+
+def dot_and_cosine(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two searches one after the other."""
+    options = ("linear", 1e-4, "float32", "auto")
+    dots, _, dot_locations = nearest_patch(features, prototypes, "dot", *options)
+    cosines, _, cosine_locations = nearest_patch(features, prototypes, "cosine", *options)
+    return dots, dot_locations, cosines, cosine_locations
 
 
 def distance_map(features: Tensor, prototypes: Tensor, index: Tensor | None, metric: str) -> Tensor:

@@ -10,6 +10,7 @@ OPERATORS = {
     "nearest_patch",
     "nearest_patch_backward",
     "nearest_patches",
+    "dot_and_cosine",
     "distance_map",
     "distance_map_backward",
     "mean_distance",

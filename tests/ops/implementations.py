@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protofast.ops import NearestPatch, reference
+from protofast.ops import DotAndCosine, NearestPatch, reference
 
 EPS = 1e-4
 
@@ -87,6 +87,10 @@ class Implementation:
                     features, prototypes, k, metric, similarity, eps
                 )
             )
+
+    def dot_and_cosine(self, features: Tensor, prototypes: Tensor) -> DotAndCosine:
+        with self.active():
+            return DotAndCosine(*torch.ops.protofast.dot_and_cosine(features, prototypes))
 
     def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         with self.active():
@@ -180,6 +184,11 @@ class Reference(Implementation):
         return NearestPatch(
             *reference.nearest_patches(features, prototypes, k, metric, similarity, eps)
         )
+
+    def dot_and_cosine(self, features: Tensor, prototypes: Tensor) -> DotAndCosine:
+        dots, _, here = self.nearest_patch(features, prototypes, "dot", "linear")
+        cosines, _, there = self.nearest_patch(features, prototypes, "cosine", "linear")
+        return DotAndCosine(dots, here, cosines, there)
 
     def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         *rest, need_features, need_prototypes = arguments

@@ -1,0 +1,7 @@
+#define PROTOFAST_VECTOR_BYTES 16
+#define PROTOFAST_BLOCK_ROWS 6
+#include "cpu/dot_and_cosine/kernel.h"
+
+const protofast::DotAndCosineTable protofast::dot_and_cosine_portable = {
+    protofast::dot_and_cosine_kernels<float>(), protofast::dot_and_cosine_kernels<double>()
+};
