@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from protofast.ops.distance_map import distance_map
+from protofast.ops.dot_and_cosine import dot_and_cosine
 from protofast.ops.nearest_patch import nearest_patch
 
 METHODS = ("forward", "push_forward", "prototype_distances")
@@ -192,6 +193,10 @@ def _tesnet_cosine(features: Tensor, directions: Tensor) -> tuple[Tensor, str]:
 
 def _tesnet_nearest(network: Any, features: Tensor) -> Nearest:
     directions, metric = _tesnet_compared(network)
+    if directions.shape[2:] == (1, 1):  # both from one matrix product
+        both = dot_and_cosine(features, directions)
+        dots, cosines = both.dots.to(directions.dtype), both.cosines.to(directions.dtype)
+        return Nearest(dots, -cosines, both.dot_locations)
     projected = nearest_patch(features, directions, metric=metric, similarity="linear")
     units, metric = _tesnet_cosine(features, directions)
     cosine = nearest_patch(units, directions, metric=metric, similarity="linear")
