@@ -2,11 +2,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
-#include <type_traits>
 
-#include "cpu/dot_and_cosine/kernels.h"
+#include "cpu/dot_and_cosine/run.h"
 #include "cpu/nearest_patch/choice.h"
-#include "cpu/nearest_patch/forward.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
@@ -25,51 +23,11 @@ const DotAndCosineTable& chosen_table() {
   }
 }
 
-template <typename T>
-const DotAndCosineKernels<T>& both_kernels_of(const DotAndCosineTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
-
-template <typename T>
-void find_both(
-    const FeatureMap& features, const PrototypeMatrix& rows, const DotAndCosineOutputs<T>& outputs
-) {
-  const NearestPatchKernels<T>& kernels = kernels_of<T>(chosen_nearest_patch_table());
-  const DotAndCosineKernels<T>& both = both_kernels_of<T>(chosen_table());
-  const double steps = static_cast<double>(features.images) * features.locations * rows.count *
-                       static_cast<double>(rows.depth);
-  const auto search = [&](const PackedPrototypes<T>& prototypes,
-                          const PackedImages<T>& images,
-                          int64_t first_image,
-                          int64_t panel) {
-    const int64_t slot = first_image * prototypes.count;
-    const DotAndCosineOutputs<T> here = {
-        outputs.dots + slot,
-        outputs.dot_locations + slot,
-        outputs.cosines + slot,
-        outputs.cosine_locations + slot
-    };
-    both.search(prototypes, images, panel, here);
-  };
-  search_everything<T>(
-      kernels,
-      features,
-      PrototypePack<T>(kernels, rows, Metric::kCosine),
-      true,
-      threads_for(steps),
-      TorchThreads(),
-      search
-  );
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> dot_and_cosine(
     const Tensor& features, const Tensor& prototypes
 ) {
   check_inputs(features, prototypes);
+  const DotAndCosineTable& table = chosen_table();
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   Tensor dots = torch::stable::new_empty(features, shape, type);
@@ -79,11 +37,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dot_and_cosine(
   if (dots.numel() == 0) return {dots, dot_locations, cosines, cosine_locations};
 
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const double steps = static_cast<double>(features.numel()) * prototypes.size(0);
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
-    find_both<T>(
+    dot_and_cosine_forward<T>(
+        kernels_of<T>(chosen_nearest_patch_table()),
+        both_kernels_of<T>(table),
         read_map(source),
         read_matrix(rows),
+        threads_for(steps),
+        TorchThreads(),
         {dots.mutable_data_ptr<T>(),
          dot_locations.mutable_data_ptr<int64_t>(),
          cosines.mutable_data_ptr<T>(),

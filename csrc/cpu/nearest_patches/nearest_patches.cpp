@@ -3,11 +3,9 @@
 
 #include <string>
 #include <tuple>
-#include <type_traits>
 
 #include "cpu/nearest_patch/choice.h"
-#include "cpu/nearest_patch/forward.h"
-#include "cpu/nearest_patches/kernels.h"
+#include "cpu/nearest_patches/run.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
@@ -24,49 +22,6 @@ const NearestPatchesTable& chosen_table() {
     default:
       return nearest_patches_portable;
   }
-}
-
-template <typename T>
-const NearestPatchesKernels<T>& ranking_kernels_of(const NearestPatchesTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
-
-template <typename T>
-void find_nearest(
-    const FeatureMap& features,
-    const PrototypeMatrix& rows,
-    int64_t k,
-    Metric metric,
-    const SimilarityFunction& similarity,
-    const NearestOutputs<T>& outputs
-) {
-  const NearestPatchKernels<T>& kernels = kernels_of<T>(chosen_nearest_patch_table());
-  const NearestPatchesKernels<T>& ranking = ranking_kernels_of<T>(chosen_table());
-  const double steps = static_cast<double>(features.images) * features.locations * rows.count *
-                       static_cast<double>(rows.depth);
-  const auto search = [&](const PackedPrototypes<T>& prototypes,
-                          const PackedImages<T>& images,
-                          int64_t first_image,
-                          int64_t panel) {
-    const int64_t slot = first_image * prototypes.count * k;
-    const NearestOutputs<T> here = {
-        outputs.activations + slot, outputs.distances + slot, outputs.locations + slot
-    };
-    ranking.search(prototypes, images, panel, k, similarity, here);
-  };
-  search_everything<T>(
-      kernels,
-      features,
-      PrototypePack<T>(kernels, rows, metric),
-      false,
-      threads_for(steps),
-      TorchThreads(),
-      search
-  );
 }
 
 std::tuple<Tensor, Tensor, Tensor> nearest_patches(
@@ -86,6 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patches(
       k
   );
   const Metric metric = metric_of(metric_name);
+  const NearestPatchesTable& table = chosen_table();
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0), k};
@@ -95,14 +51,19 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patches(
   if (locations.numel() == 0) return {activations, distances, locations};
 
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const double steps = static_cast<double>(features.numel()) * prototypes.size(0);
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
-    find_nearest<T>(
+    nearest_patches_forward<T>(
+        kernels_of<T>(chosen_nearest_patch_table()),
+        ranking_kernels_of<T>(table),
         read_map(source),
         read_matrix(rows),
         k,
         metric,
         similarity,
+        threads_for(steps),
+        TorchThreads(),
         {activations.mutable_data_ptr<T>(),
          distances.mutable_data_ptr<T>(),
          locations.mutable_data_ptr<int64_t>()}
