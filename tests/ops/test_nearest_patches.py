@@ -7,7 +7,14 @@ from implementations import Implementation
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from protofast.ops import NearestPatch, decomposition, nearest_patch, nearest_patches, reference
+from protofast.ops import (
+    NearestPatch,
+    decomposition,
+    dot_and_cosine,
+    nearest_patch,
+    nearest_patches,
+    reference,
+)
 
 
 def some_count(shape: Shape, most: int = 8) -> int:
@@ -207,6 +214,35 @@ def test_gradients_only_where_wanted_and_given() -> None:
     assert features.grad is not None
     touched = features.grad.abs().sum(1).flatten(1).nonzero().tolist()
     assert touched == [[0, int(found.locations[0, 1, 1])]]
+
+
+def test_no_map_is_kept_for_the_backward() -> None:
+    """Neither [N, P, H, W] nor [N, P, D]: only inputs and [N, P, k]."""
+    features, prototypes = wanting_gradients(random_problem(Shape(2, 50, 16, 7, 7)))
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        nearest_patches(features, prototypes, 3)
+        dot_and_cosine(features, prototypes)
+    assert sizes
+    assert max(sizes) == features.numel()
+
+
+def test_the_same_gradient_bits_for_any_number_of_threads(two_threads: None) -> None:
+    problem = random_problem(Shape(9, 70, 32, 5, 5))
+    gradients = []
+    for threads in (2, 1, 1):
+        torch.set_num_threads(threads)
+        features, prototypes = wanting_gradients(problem)
+        nearest_patches(features, prototypes, 4).activations.square().sum().backward()
+        gradients.append((features.grad, prototypes.grad))
+    for others in gradients[1:]:
+        for a, b in zip(gradients[0], others, strict=True):
+            assert torch.equal(a, b)
 
 
 # ------------------------------------------------------------------ inside PyTorch
