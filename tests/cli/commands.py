@@ -1,6 +1,7 @@
 """Running commands, in this process and in one of their own, and what they answer."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,13 +65,17 @@ def command(*arguments: object) -> Answer:
 
 
 def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
-    """Starts a command in a process of its own, whose output can be read while it runs."""
+    """Starts a command in a process of its own, whose output can be read while it runs.
+
+    It hears Ctrl-C: a shell lets what it starts in the background, such as a test run, ignore it.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "protofast.cli", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

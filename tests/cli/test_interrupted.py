@@ -106,12 +106,15 @@ def _interrupted_after(seconds: float) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGALRM, interrupt)
+    # A test run that was started in the background may have been told to ignore Ctrl-C.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, heard)
 
 
 # An interruption between opening a file and taking note of it leaves the file to the collector.
