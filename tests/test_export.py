@@ -33,6 +33,17 @@ def some_images(count: int) -> Tensor:
     return torch.rand(5, 3, *SIZE, generator=torch.Generator().manual_seed(1))[:count]
 
 
+class Nearest(nn.Module):
+    """A layer's activations and distances; images are taken for features."""
+
+    def __init__(self, layer: PrototypeLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(images)[:2]
+
+
 def exported(module: nn.Module, images: Tensor) -> ExportedProgram:
     shapes = {"images": {0: Dim("N", min=1, max=64)}}
     program = torch.export.export(module, (images,), dynamic_shapes=shapes)
@@ -70,17 +81,25 @@ def test_a_projected_patch_keeps_its_activation() -> None:
     with torch.no_grad():
         layer.prototypes[4] = some_images(2)[1, :, 11, 12]
 
-    class Activations(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            return self.layer(images)[:2]
-
-    activations, distances = exported(Activations(), some_images(2)).module()(some_images(3))
+    activations, distances = exported(Nearest(layer), some_images(2)).module()(some_images(3))
     assert distances[1, 4] == 0
     assert activations[1, 4].item() == pytest.approx(math.log(1e4), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_numbers_that_are_not_finite_stay_where_they_are(bad: float) -> None:
+    layer = PrototypeLayer(6, 3).eval()
+    images = some_images(2)
+    with torch.no_grad():
+        layer.prototypes[2, 0] = math.inf
+    spoilt = images.clone()
+    spoilt[1, 1, 5, 6] = bad
+    with torch.no_grad():
+        got = exported(Nearest(layer), images).module()(spoilt)
+        expected = layer(spoilt)
+    healthy = [0, 1, 3, 4, 5]
+    for ours, wanted in zip(got, expected[:2], strict=True):
+        torch.testing.assert_close(ours[:, healthy], wanted[:, healthy], equal_nan=True)
 
 
 def test_maps_and_frozen_layers_are_decomposed() -> None:

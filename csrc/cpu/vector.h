@@ -21,7 +21,6 @@ struct Limits;
 template <>
 struct Limits<float> {
   using Integer = int32_t;
-  static constexpr float kRoundOff = 0x1p-24f;
   static constexpr float kInfinity = __builtin_inff();
   static constexpr float kNan = __builtin_nanf("");
   // Squared norms between these neither overflow nor lose digits to underflow in the kernels.
@@ -32,7 +31,6 @@ struct Limits<float> {
 template <>
 struct Limits<double> {
   using Integer = int64_t;
-  static constexpr double kRoundOff = 0x1p-53;
   static constexpr double kInfinity = __builtin_inf();
   static constexpr double kNan = __builtin_nan("");
   static constexpr double kLargestNorm = 0x1p1000;

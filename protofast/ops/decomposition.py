@@ -97,8 +97,11 @@ def _scores(patches: Tensor, prototypes: Tensor, metric: str) -> Tensor:
     """[N, L, P], larger where the distance is smaller."""
     if metric in ("squared_l2", "l2"):
         centre = prototypes.mean(dim=0)  # distances stay as they are, and products become small
+        centre = torch.where(centre.isfinite(), centre, torch.zeros_like(centre))
         patches, prototypes = patches - centre, prototypes - centre
-        return patches @ prototypes.t() - 0.5 * patches.square().sum(dim=2, keepdim=True)
+        scores = patches @ prototypes.t() - 0.5 * patches.square().sum(dim=2, keepdim=True)
+        nowhere = patches.isinf().any(dim=2) & ~patches.isnan().any(dim=2)  # infinitely far
+        return scores.masked_fill(nowhere.unsqueeze(2), -torch.inf)
     if metric == "cosine":
         norms = patches.square().sum(dim=2, keepdim=True).sqrt()
         patches = patches / torch.where(norms == 0, torch.ones_like(norms), norms)

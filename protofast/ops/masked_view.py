@@ -1,6 +1,6 @@
 """`masked_view`: images with all but their most activated part covered, for a second pass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -138,7 +138,14 @@ def _fill_tensor(fill: Fill, images: Tensor) -> Tensor | None:
     if fill is None:
         return None
     if not isinstance(fill, Tensor):
-        fill = torch.tensor([float(value) for value in fill], device=images.device)
+        if not isinstance(fill, Iterable):
+            raise TypeError(
+                "fill must be None, a tensor or a sequence of one number for each channel; got "
+                f"{type(fill).__name__}"
+            )
+        dtype = images.dtype if images.is_floating_point() else None
+        numbers = [float(value) for value in fill]
+        fill = torch.tensor(numbers, dtype=dtype, device=images.device)
     check_floating("fill", fill)
     if fill.dim() != 1 or fill.shape[0] != images.shape[1]:
         raise ValueError(

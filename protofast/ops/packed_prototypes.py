@@ -142,7 +142,8 @@ def _check(
     if packed.dtype != compute_dtype(features, prototypes):
         raise ValueError(
             f"prototypes packed as {packed.dtype} cannot be compared with features of "
-            f"{features.dtype} and prototypes of {prototypes.dtype}: {_MISFIT}"
+            f"{features.dtype}: convert the features to {packed.dtype}, or use the prototypes "
+            "unpacked (PrototypeLayer: unfreeze())"
         )
 
 

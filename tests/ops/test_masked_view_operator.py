@@ -95,6 +95,10 @@ def test_wrong_arguments_are_named() -> None:
         masked_view(images, maps, fill=[0.1, 0.2])
     with pytest.raises(TypeError, match=r"fill must be float16, .*; got torch\.int64"):
         masked_view(images, maps, fill=torch.tensor([1, 2, 3]))
+    with pytest.raises(TypeError, match=r"one number for each channel; got float"):
+        masked_view(images, maps, fill=0.5)  # type: ignore[arg-type]
+    wide = masked_view(images.double(), maps, fill=[0.1, 0.1, 0.1])
+    assert wide.views[0, 0][~wide.masks[0]].unique().tolist() == [0.1]
     for quantile in (-0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"quantile must lie in \[0, 1\]; got"):
             masked_view(images, maps, quantile=quantile)

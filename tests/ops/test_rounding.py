@@ -57,6 +57,18 @@ def test_cosine_gradients_of_nearly_parallel_vectors(
             assert (error <= 1e-6 * exact.norm(dim=1)).all()
 
 
+def test_a_patch_whose_square_underflows_has_a_direction(implementation: Implementation) -> None:
+    if not isinstance(implementation, CompiledCpu):
+        pytest.skip("squares below 1e-38 are lost in float32 but in the CPU kernels")
+    features = torch.tensor([[[[1.0, 1e-30]], [[1.0, 0.0]]]])  # patches (1, 1) and (1e-30, 0)
+    found = implementation.nearest_patch(features, torch.tensor([[1.0, 0.0]]), "cosine", "linear")
+    assert found.locations.item() == 1
+    assert found.distances.item() == -1
+    zero = torch.tensor([[[[1.0, 0.0]], [[-1.0, 0.0]]]])  # patches (1, -1) and (0, 0)
+    found = implementation.nearest_patch(zero, torch.tensor([[-1.0, 0.0]]), "cosine", "linear")
+    assert (found.locations.item(), found.distances.item()) == (1, 0)
+
+
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_numbers_whose_squares_underflow(implementation: Implementation, metric: str) -> None:
     if not isinstance(implementation, CompiledCpu):

@@ -207,7 +207,10 @@ inline void find_terms(const PackedImages<T>& images, int64_t n, int64_t depth, 
     const T squared = terms[l];
     largest = squared > largest ? squared : largest;
     usable &= squared <= Limits<T>::kLargestNorm;
-    usable &= metric != Metric::kCosine || squared == 0 || squared >= Limits<T>::kSmallestNorm;
+    if (metric == Metric::kCosine && squared < Limits<T>::kSmallestNorm) {
+      // Zero has cosine 0; what only underflows to it has a direction, which the scan finds.
+      usable &= squared_norm(images.patches[n].rows + l * images.patches[n].stride, depth) == 0;
+    }
   }
   images.largest[n] = usable ? static_cast<T>(__builtin_sqrt(largest)) : Limits<T>::kNan;
   if (!usable) return;
