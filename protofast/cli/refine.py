@@ -104,6 +104,8 @@ def _print(refined: Refined) -> None:
         f"{refined.prototypes[0]}), test accuracy {refined.accuracy[1]:.2%} (before: "
         f"{refined.accuracy[0]:.2%}); now the run's best checkpoint"
     )
+    if refined.other_images:
+        print_warning(refined.other_images)
     if refined.empty_classes:
         print_warning(
             f"no prototype is left of {', '.join(refined.empty_classes)}; "

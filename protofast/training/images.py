@@ -40,12 +40,16 @@ def other_images(known: Mapping[str, str], **sets: ImageSet) -> str | None:
     return f"the {' and '.join(others)} images are others than the run's: names or labels differ"
 
 
-def check_images(known: Mapping[str, str], data: Splits) -> None:
-    """Makes sure that the data are those of a run.
+def check_images(known: Mapping[str, str], **sets: ImageSet) -> None:
+    """Makes sure that sets are those of a run.
+
+    Args:
+        known: From the run's checkpoint.
+        sets: By name, as for :func:`other_images`.
 
     Raises:
         DataError: They are not.
     """
-    others = other_images(known, train=data.train, project=data.project, test=data.test)
+    others = other_images(known, **sets)
     if others:
         raise DataError(f"{others}; restore the data that the run was trained on")

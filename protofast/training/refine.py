@@ -24,7 +24,7 @@ from protofast.projection import project_prototypes
 from protofast.pruning import prune_prototypes
 from protofast.training.activations import compute_activations
 from protofast.training.build import build_class_weights
-from protofast.training.images import check_images
+from protofast.training.images import check_images, other_images
 from protofast.training.prototypes_table import prototype_rows
 from protofast.training.run_folder import (
     RunFolder,
@@ -46,8 +46,10 @@ class Refined:
         checkpoint: Name of the new checkpoint.
         source: Name of the checkpoint it was made from.
         prototypes: How many there were, and are now.
-        accuracy: On the test images, before and now.
+        accuracy: On the given test images, before and now.
         empty_classes: Names of the classes that pruning left without prototypes.
+        other_images: What to say of test images that are others than the run's, which decide
+            nothing here; None where they are the same.
     """
 
     checkpoint: str
@@ -55,6 +57,7 @@ class Refined:
     prototypes: tuple[int, int]
     accuracy: tuple[float, float]
     empty_classes: tuple[str, ...] = ()
+    other_images: str | None = None
 
 
 def project_run(
@@ -70,7 +73,7 @@ def project_run(
 
     Args:
         folder: The run.
-        data: Its images.
+        data: Its images; other test images are taken, and the result says so.
         checkpoint: ``latest``, ``best`` or a name.
         last_layer_epochs: How long the last layer learns, on un-augmented images.
         device: Where to compute.
@@ -107,7 +110,7 @@ def prune_run(
 
     Args:
         folder: The run.
-        data: Its images.
+        data: Its images; other test images are taken, and the result says so.
         checkpoint: ``latest``, ``best`` or a name; its prototypes must have been projected.
         k: How many nearest training images of each prototype are looked at.
         threshold: How many of them must be of the prototype's class for it to stay.
@@ -186,7 +189,7 @@ class _Refinement:
             self.folder.sweep()
             source, tensors, facts = self.folder.read(checkpoint)
             check_classes(facts["classes"], self.data.train.classes)
-            check_images(facts["images"], self.data)
+            check_images(facts["images"], **self._deciding())
             model = ProtoPNet.from_config(facts["model"])
             load_weights(model, tensors, source)
             model.to(self.device).eval()
@@ -200,9 +203,17 @@ class _Refinement:
                 (before, model.num_prototypes),
                 (accuracy_before, self._test(model)),
                 tuple(facts["classes"][label] for label in self.empty_classes),
+                other_images(facts["images"], test=self.data.test),
             )
             self._write(refined, action, model, rows, facts)
         return refined
+
+    def _deciding(self) -> dict[str, ImageSet]:
+        """The sets that the result depends on; the test images only measure it."""
+        sets = {"project": self.data.project}
+        if self.training.losses.class_weights == "balanced":
+            sets["train"] = self.data.train  # its labels are counted
+        return sets
 
     def _new_name(self, name: str) -> str:
         """The name, with a number if there is such a checkpoint already."""
@@ -236,6 +247,8 @@ class _Refinement:
         }
         self.folder.append_metrics([{"kind": action, **numbers}])
         self.folder.log(f"{refined.checkpoint}: {numbers}")
+        if refined.other_images:
+            self.folder.log(refined.other_images)
 
     def _test(self, model: ProtoPNet) -> float:
         """Accuracy on the test images."""

@@ -289,7 +289,7 @@ def _take_up(
 
     Raises:
         DataError: The data are others than the run's.
-        SettingsError: The schedule has been changed where the run has been already.
+        SettingsError: The schedule has no such epoch where the run stands.
     """
     folder, steps = journal.folder, plan(settings.training.schedule)
     chosen: list[str] = []
@@ -329,10 +329,11 @@ def _take_up(
 def _compare_images(
     journal: Journal, facts: dict[str, Any], data: Splits, allow_changes: bool
 ) -> None:
+    sets = {"train": data.train, "project": data.project, "test": data.test}
     if not allow_changes:
-        check_images(facts["images"], data)
+        check_images(facts["images"], **sets)
         return
-    others = other_images(facts["images"], train=data.train, project=data.project, test=data.test)
+    others = other_images(facts["images"], **sets)
     if others:
         journal.say(others)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from protofast.data import Batches, Splits
+from protofast.data import Batches, ImageSet, Splits
 from protofast.errors import DataError, RunFolderError, SettingsError
-from protofast.training import RunFolder, Settings, project_run, prune_run, train
+from protofast.training import Refined, RunFolder, Settings, project_run, prune_run, train
 from protofast.training.progress import Silence
 
 Tiny = Callable[..., Settings]
@@ -199,6 +199,51 @@ def test_other_classes_and_other_processes(run: RunFolder, birds: Splits, tiny: 
     with run.lock(), pytest.raises(RunFolderError, match="another process"):
         prune_run(run, birds)
     assert _files(run.path) == before
+
+
+@pytest.mark.parametrize("refine", [project_run, prune_run])
+def test_only_images_that_decide_must_be_the_runs(
+    refine: Callable[..., Refined], run: RunFolder, birds: Splits
+) -> None:
+    def without_first(images: ImageSet) -> ImageSet:
+        return images.subset(range(1, len(images)))
+
+    def described(refined: Refined) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        return _table(run), run.read(refined.checkpoint)[1]
+
+    options = {"threshold": 1} if refine is prune_run else {}
+    options |= {"checkpoint": "project-2", "last_layer_epochs": 2}
+    before = _files(run.path)
+    changed = Splits(birds.train, without_first(birds.project), birds.test)
+    with pytest.raises(DataError, match=r"^the projection images are others than the run's"):
+        refine(run, changed, **options)
+    assert _files(run.path) == before
+
+    same = refine(run, birds, **options)
+    assert same.other_images is None
+    rows, tensors = described(same)
+    changed = Splits(without_first(birds.train), birds.project, without_first(birds.test))
+    other = refine(run, changed, **options)
+    assert other.other_images == (
+        "the test images are others than the run's: names or labels differ"
+    )
+    assert other.other_images in (run.path / "log.txt").read_text()
+    # Nothing but the accuracies is different.
+    assert described(other)[0] == rows
+    for name, tensor in described(other)[1].items():
+        assert torch.equal(tensor, tensors[name]), name
+    # The accuracies are those of the images given, the checkpoint still knows the run's own.
+    assert run.load_model("best").images == run.load_model("latest").images
+
+
+def test_training_images_decide_where_their_labels_are_counted(
+    tiny: Tiny, birds: Splits, tmp_path: Path
+) -> None:
+    balanced = "training.losses.class_weights='balanced'"
+    folder = train(tiny(balanced), tmp_path / "run", data=birds).folder
+    fewer = Splits(birds.train.subset(range(1, len(birds.train))), birds.project, birds.test)
+    with pytest.raises(DataError, match=r"^the training images are others than the run's"):
+        project_run(folder, fewer)
 
 
 class _StopAfter(Silence):
