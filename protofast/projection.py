@@ -54,8 +54,10 @@ def project_prototypes(
     features, the result depends neither on the batches' size and order nor on the number of ranks.
     Several prototypes may take the same patch.
 
-    The patch is copied bit by bit: afterwards its image gives distance exactly 0, as long as its
-    features are computed in the same way (batch norm in eval mode, and the same autocast, if any).
+    The patch is copied bit by bit: afterwards its image gives distance exactly 0 with `squared_l2`
+    and `l2`, as long as its features are computed in the same way (batch norm in eval mode, and the
+    same autocast, if any). With `dot` the distance to the patch itself is minus the sum of its
+    squares, with `cosine` -1 up to rounding.
 
     A class without images keeps its prototypes (the original code sets them to zero) and warns.
 

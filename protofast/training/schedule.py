@@ -100,11 +100,12 @@ def find_place(steps: list[PlanStep], key: list[Any] | None, *, under_way: bool)
 
     Returns:
         Position of the step to do next; ``len(steps)`` if all are done. Steps that the plan has
-        before that, though the run never did them, are not made up for.
+        before that, though the run never did them, are not made up for, and those that it did and
+        the plan lacks are not looked for.
 
     Raises:
-        SettingsError: The plan has no such step under way; or it is shorter than what is done, or
-            another kind of epoch stands there.
+        SettingsError: The plan has no such step under way; or it ends before the epoch that is
+            done, or has another kind of epoch there.
     """
     if key is None:
         return 0
