@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 
 with warnings.catch_warnings():  # said below, in one line
     warnings.simplefilter("ignore")
@@ -37,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", quiet)
     if not machine.devices(config):
         pytest.exit("--device cuda needs a GPU and protofast's CUDA kernels", returncode=4)
+    # cuDNN's convolutions take TF32 unless told otherwise: ten bits would not pass the comparisons.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

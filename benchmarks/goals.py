@@ -141,9 +141,9 @@ def _smaller(results: Results, shape: Shape, goal: float, megabytes: float) -> V
 
 
 def never_slower(results: Results) -> Verdict:
-    """Over every float32 group on the CPU: is any baseline's median below ours?"""
+    """Over every group on the CPU, of any dtype and layout: is any baseline's median below ours?"""
     groups = [group for group in results.groups("cpu") if has_baseline(group)]
-    what, baseline = "any CPU shape, N = 1 included", "best of all baselines"
+    what, baseline = "any CPU shape, dtype and layout, N = 1 included", "best of all baselines"
     if not groups:
         return _not_run(what, baseline, "never slower", "cpu")
     slower = [group for group in groups if best_baseline(group).median < group["ours"].median]

@@ -57,16 +57,31 @@ PYTHON
 }
 
 sanitize() { # sanitize TOOL: a machine that refuses is named as such, not counted as passed
-  local tool=$1
+  local tool=$1 limit=30 status=0
   if ! command -v compute-sanitizer >/dev/null; then
     say "not run $tool: compute-sanitizer is not installed"
     return
   fi
-  if ! timeout 30 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -c \
-    'import torch; torch.ones(8, device="cuda").sum().item()' >"$out/$tool-try.log" 2>&1; then
-    say "refused $tool: this machine does not let compute-sanitizer look; see $tool-try.log"
+  [ "$limit" -le $((deadline - SECONDS)) ] || limit=$((deadline - SECONDS))
+  if [ "$limit" -lt 5 ]; then
+    say "FAILED  $tool: not run, no time left"
+    failed=1
     return
   fi
+  timeout --kill-after=5 "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -c \
+    'import torch; torch.ones(8, device="cuda").sum().item()' >"$out/$tool-try.log" 2>&1 || status=$?
+  case $status in
+    0) ;;
+    124 | 137)
+      say "FAILED  $tool: a first try was still running after $limit s; see $tool-try.log"
+      failed=1
+      return
+      ;;
+    *)
+      say "refused $tool: this machine does not let compute-sanitizer look; see $tool-try.log"
+      return
+      ;;
+  esac
   # Without torch's cache every tensor is an allocation of its own, whose bounds are known.
   part "$tool" 70 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
     --error-exitcode 9 --kernel-name-exclude kns=at:: "$python" benchmarks/small_shapes.py || true

@@ -28,5 +28,6 @@ def facts(config: pytest.Config) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if "cuda" in devices(config) else None,
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
         "quick": bool(config.getoption("--quick")),
     }

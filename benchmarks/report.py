@@ -80,8 +80,9 @@ def _opening(results: Results) -> str:
         f"```bash\n{COMMAND}\n```",
         "",
         "Times are medians; a ratio is the baseline's time divided by ours, measured one after the "
-        "other in one process. Every result was compared with another implementation's before it "
-        "was timed. [What each baseline is](baselines.py), [what is timed](layer_runs.py), "
+        "other in one process. The results of every implementation were compared with another's "
+        "before it was timed, for projection and pruning on fewer images than are timed. "
+        "[What each baseline is](baselines.py), [what is timed](layer_runs.py), "
         "[goals](goals.py).",
     ]
     for document in results.documents:
@@ -108,6 +109,9 @@ def _machine(document: dict[str, Any]) -> str:
         ("protofast", f"{machine['protofast']}, {machine['cpu_kernels']} kernels on the CPU"),
         ("compiler", machine["compiler"]),
     ]
+    if machine["gpu"]:
+        words = "used by PyTorch where it is faster" if machine.get("tf32", True) else "off"
+        rows.append(("TF32 in the baselines", words))
     if machine["quick"]:
         rows.append(("selection", "--quick: few points, short timings"))
     return table(("machine", ""), rows)
@@ -168,7 +172,8 @@ def _layers(results: Results, device: str) -> str:
     text += "`spread`: ours, between the quartiles. `best / ours`: above 1, ours is faster than "
     text += "every baseline. `frozen`: ours with the prototypes packed once, for inference.\n\n"
     if device == "cpu":
-        text += f"Never slower: {verdict.theirs}, {verdict.ours}; {verdict.reached}.\n\n"
+        text += f"Never slower, over these and every other dtype and layout: {verdict.theirs}, "
+        text += f"{verdict.ours}; {verdict.reached}.\n\n"
     return f"## The layer on the {place}\n\n{text}" + table(head, rows)
 
 

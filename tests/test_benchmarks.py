@@ -133,6 +133,14 @@ def test_the_report_says_what_is_met_what_is_not_and_what_never_ran(tmp_path):
     assert "nobodys-business" not in text
 
 
+def test_the_report_says_whether_a_gpus_baselines_used_tf32():
+    for tf32, words in ((False, "off"), (True, "used by PyTorch where it is faster")):
+        document = _document([])
+        document["machine_info"] |= {"gpu": "A GPU", "tf32": tf32}
+        assert f"| TF32 in the baselines | {words} |" in report.compose(Results([document]))
+    assert "TF32" not in report.compose(Results([_document([])])).split("## Goals")[0]
+
+
 def test_everything_that_can_run_can_be_reported(tmp_path):
     slowness = {"ours": 1.0, "frozen": 0.9, "tensor_cores": 0.5}
     rows = []
