@@ -42,9 +42,13 @@ class Accelerated:
         return plain if make is own else make, arguments, *rest
 
     def __copy__(self) -> Any:
-        return _copied(self, lambda value: value, None)
+        own = getattr(super(), "__copy__", None)
+        return _copied(self, lambda value: value, None) if own is None else _same_kind(self, own())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        own = getattr(super(), "__deepcopy__", None)
+        if own is not None:  # a descendant's, which knows better
+            return _same_kind(self, own(memo))
         return _copied(self, lambda value: copy.deepcopy(value, memo), memo)
 
 
@@ -153,6 +157,13 @@ def _method(
         return own(self, *args, **kwargs)
 
     return method
+
+
+def _same_kind(network: Any, copied: Any) -> Any:
+    """A copy that a descendant made of itself, accelerated where it is of the same class."""
+    if type(copied) is network._protofast_plain:
+        copied.__class__ = type(network)
+    return copied
 
 
 def _copied(

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from protofast.errors import CheckpointError
 from protofast.interop.contract import unwrapped
-from protofast.interop.unpickling import StandIn, read_file, stand_in_name
+from protofast.interop.files import read_file
+from protofast.interop.unpickling import StandIn, stand_in_name
 from protofast.models import ProtoPNet, build_backbone
 
 _INSIDE = ("model_state_dict", "state_dict", "model", "net")
 _PLAIN = (str, int, float, bool, type(None))
+_DEEPEST, _MOST_MODULES = 100, 100_000
 _RESIZED = ("prototype_vectors", "ones", "last_layer.weight")
 
 
@@ -31,6 +33,7 @@ class Checkpoint:
         (`prototype_activation_function`) is there by name, as `module.function`.
     prototype_class: int64 [P], the class of each prototype. A bare state dict does not say; then it
         is the class to which the last layer gives each its largest weight.
+    class_is_known: whether the file says those classes.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class Checkpoint:
     class_name: str | None
     attributes: dict[str, Any]
     prototype_class: Tensor
+    class_is_known: bool = True
 
     @property
     def num_prototypes(self) -> int:
@@ -54,23 +58,29 @@ class Checkpoint:
 
         A network with another number of prototypes (the file is of a pruned one) is cut to size
         first: `prototype_vectors` and `ones` become new parameters, as in the original's
-        `prune_prototypes`; make optimisers afterwards.
+        `prune_prototypes`; make optimisers afterwards. `prototype_class_identity` is set where the
+        file says it or the number of prototypes changes, and otherwise stays the network's own.
 
         Args:
             model: a PPNet or TESNet, accelerated or not, bare or in a wrapper.
 
         Raises:
-            CheckpointError: names or shapes do not fit; the network is left as it was.
+            CheckpointError: names or shapes do not fit, or the classes of a pruned network's
+                prototypes cannot be told; the network is left as it was.
         """
         network: Any = unwrapped(model)
         own = network.state_dict()
         own_count = own["prototype_vectors"].shape[0] if "prototype_vectors" in own else None
         resized = _RESIZED if own_count != self.num_prototypes else ()
         self._check(own, resized)
+        has_classes = isinstance(getattr(network, "prototype_class_identity", None), Tensor)
+        sets_classes = has_classes and (bool(resized) or self.class_is_known)
+        if sets_classes:
+            self._check_classes()
         if resized:
             self._cut(network)
         network.load_state_dict(self.state_dict, strict=False)
-        if isinstance(getattr(network, "prototype_class_identity", None), Tensor):
+        if sets_classes:
             identity = nn.functional.one_hot(self.prototype_class, self.num_classes)
             network.prototype_class_identity = identity.to(network.prototype_class_identity)
 
@@ -83,7 +93,8 @@ class Checkpoint:
                 `similarity`, `eps`, `input_size`, `mean`, `std`, ....
 
         Raises:
-            CheckpointError: the file is of another kind of network, or does not fit the backbone.
+            CheckpointError: the file is of another kind of network, does not fit the backbone, or
+                does not let the classes of its prototypes be told.
         """
         prototypes = self.state_dict["prototype_vectors"]
         if "TESNet" in (self.class_name or "") or prototypes.shape[2:] != (1, 1):
@@ -92,6 +103,8 @@ class Checkpoint:
                 f"{list(prototypes.shape)}; ProtoPNet compares prototypes [P, D, 1, 1] by squared "
                 "L2 distance: fill the original's own class instead"
             )
+        if "prototype_class" not in options:
+            self._check_classes()
         model = ProtoPNet(
             build_backbone(backbone) if isinstance(backbone, str) else backbone,
             **{**self._arguments(), **options},
@@ -138,6 +151,20 @@ class Checkpoint:
                     f"{list(self.state_dict[key].shape)} instead of {expected}"
                 )
 
+    def _check_classes(self) -> None:
+        """Refuse to guess the class of a prototype that has its largest weight for several."""
+        weight = self.state_dict["last_layer.weight"]
+        if self.class_is_known or len(weight) < 2:
+            return
+        first, second = weight.topk(2, dim=0).values
+        unclear = (~(first > second)).nonzero().flatten().tolist()  # of NaN too
+        if unclear:
+            raise CheckpointError(
+                f"{self.path} is a bare state dict, which does not say the classes of prototypes, "
+                f"and prototype {unclear[0]}{' and others' if unclear[1:] else ''} has no single "
+                "largest weight in the last layer: save the whole module instead"
+            )
+
     @torch.no_grad()
     def _cut(self, network: Any) -> None:
         """Give the network this file's number of prototypes."""
@@ -183,7 +210,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if module is not None:
         inner = _children(module).get("module")
         module = inner if isinstance(inner, StandIn) else module
-    state = dict(_tensors(module)) if module is not None else _bare(found)
+    state = dict(_tensors(module, path)) if module is not None else _bare(found)
     missing = [key for key in ("prototype_vectors", "last_layer.weight") if key not in state]
     if missing:
         raise CheckpointError(
@@ -198,15 +225,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     attributes = {} if module is None else vars(module)
     identity = attributes.get("prototype_class_identity")
     if isinstance(identity, Tensor) and identity.shape == weight.t().shape:
-        classes = identity.detach().argmax(dim=1)
+        classes, known = identity.detach().argmax(dim=1), True
     else:
-        classes = weight.argmax(dim=0)
+        classes, known = weight.argmax(dim=0), False
     return Checkpoint(
         path,
         state,
         None if module is None else stand_in_name(module),
         {key: value for key, value in map(_described, attributes.items()) if key},
         classes,
+        known,
     )
 
 
@@ -225,10 +253,34 @@ def _children(module: StandIn) -> dict[str, Any]:
     return children if isinstance(children, dict) else {}
 
 
-def _tensors(
-    module: StandIn, prefix: str = "", above: tuple[int, ...] = ()
-) -> Iterator[tuple[str, Tensor]]:
-    """What the module's state_dict() would have held, in its order."""
+def _tensors(module: StandIn, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """What the module's state_dict() would have held, in its order.
+
+    A module under two names is visited twice, as there; one inside itself is left out.
+    """
+    waiting: list[tuple[StandIn, str, tuple[int, ...]]] = [(module, "", ())]
+    for _ in range(_MOST_MODULES):
+        if not waiting:
+            return
+        current, prefix, above = waiting.pop()
+        yield from _tensors_of_one(current, prefix)
+        above = (*above, id(current))
+        inner = [
+            (child, f"{prefix}{name}.", above)
+            for name, child in _children(current).items()
+            if isinstance(child, StandIn) and id(child) not in above
+        ]
+        if len(above) > _DEEPEST or len(waiting) + len(inner) > _MOST_MODULES:
+            break
+        waiting += reversed(inner)
+    if waiting or inner:
+        raise CheckpointError(
+            f"{path} holds modules more than {_DEEPEST} deep or more than {_MOST_MODULES} of them, "
+            "which no PPNet or TESNet does"
+        )
+
+
+def _tensors_of_one(module: StandIn, prefix: str) -> Iterator[tuple[str, Tensor]]:
     attributes = vars(module)
     passing = attributes.get("_non_persistent_buffers_set", ())
     for group in ("_parameters", "_buffers"):
@@ -236,9 +288,6 @@ def _tensors(
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, Tensor) and not (group == "_buffers" and name in passing):
                 yield f"{prefix}{name}", value.detach()
-    for name, child in _children(module).items():
-        if isinstance(child, StandIn) and id(child) not in above:  # no module holds itself
-            yield from _tensors(child, f"{prefix}{name}.", (*above, id(module), id(child)))
 
 
 def _described(item: tuple[str, Any]) -> tuple[str, Any]:

@@ -5,23 +5,28 @@ Tensors, parameters and plain containers are rebuilt by functions of ours; every
 an empty class of that name, whose instances hold the attributes found in the file. So a whole
 module can be read where its code does not exist. Calling a name is an error that says which.
 
-torch.load itself is used for the file format, with this unpickler in place of Python's.
+The unpickler is Python's own in Python: the one in C makes room for as many objects as the file
+says there will be, before there is one.
 """
 
+import math
 import pickle
-import types
-import warnings
-import zipfile
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any, NoReturn
+from pickle import UnpicklingError
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from protofast.errors import CheckpointError
-
-_ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_STORAGES = frozenset(
+    f"{kind}Storage"
+    for kind in (
+        *("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"),
+        *("ComplexDouble", "ComplexFloat"),
+    )
+)
+_build: Any = pickle._Unpickler.dispatch[pickle.BUILD[0]]
+_MOST_EXPANDED = 2**24  # elements of a tensor that repeats those of its storage
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _CONTAINERS = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -34,55 +39,17 @@ _CONTAINERS = {
 }
 
 
-def read_file(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, with `StandIn`s for objects of any class.
-
-    Raises:
-        CheckpointError: there is no such file, it is damaged, of another kind, or calls something.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint file {path}")
-    _check_kind(path)
-    reader = types.SimpleNamespace(
-        __name__="protofast", Unpickler=_Unpickler, load=lambda f, **kw: _Unpickler(f, **kw).load()
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on storages and missing sources
-            return torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
-    except Exception as error:  # damaged files fail in as many ways as there are formats
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
-
-
-def _check_kind(path: Path) -> None:
-    """Only let through the two formats whose reading stays within the unpickler below."""
-    with path.open("rb") as file:
-        head = file.read(len(_LEGACY))
-    if head.startswith(_ZIP):
-        try:
-            names = zipfile.ZipFile(path).namelist()
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-        if any(name.endswith("constants.pkl") for name in names):
-            raise CheckpointError(
-                f"{path} is a TorchScript program, not a checkpoint: save the model's state_dict()"
-            )
-    elif head != _LEGACY:
-        raise CheckpointError(f"{path} was not written by torch.save")
-
-
 class _Named(type):
     """Type of the stand-in classes: they can neither be called nor changed by the file."""
 
     def __call__(cls, *args: object, **kwargs: object) -> NoReturn:
-        raise pickle.UnpicklingError(
+        raise UnpicklingError(
             f"the file calls {cls.__qualname__}, which a checkpoint of tensors and modules has no "
             "need of; nothing was run. Save the model's state_dict() where the file comes from"
         )
 
     def __setattr__(cls, name: str, value: object) -> NoReturn:
-        raise pickle.UnpicklingError(f"the file changes the class {cls.__qualname__}")
+        raise UnpicklingError(f"the file changes the class {cls.__qualname__}")
 
 
 class StandIn(metaclass=_Named):
@@ -95,7 +62,7 @@ class StandIn(metaclass=_Named):
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict):
-            raise pickle.UnpicklingError(
+            raise UnpicklingError(
                 f"the state of {type(self).__qualname__} is no dictionary of attributes"
             )
         self.__dict__.update({str(key): value for key, value in state.items()})
@@ -113,10 +80,29 @@ class _Rebuild:
     __slots__ = ()
 
 
+def _check_inside(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    """Refuse a tensor that reaches out of its storage, for which torch would enlarge it."""
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise UnpicklingError("the file makes a tensor of something else than a storage")
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+        raise UnpicklingError("the file makes a tensor whose sizes and strides are none")
+    there = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if (count and last >= there) or count > max(there, _MOST_EXPANDED):
+        raise UnpicklingError(
+            f"the file makes a tensor {list(size)} of a storage of {there} elements"
+        )
+
+
 class _RebuildTensor(_Rebuild):
     __slots__ = ()
 
     def __call__(self, storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+        _check_inside(storage, offset, tuple(size), tuple(stride))
         grad = bool(rest[0]) if rest else False
         tensor: Tensor = torch._utils._rebuild_tensor_v2(
             storage, offset, size, stride, grad, OrderedDict()
@@ -138,7 +124,7 @@ class _Reconstruct(_Rebuild):
 
     def __call__(self, cls: Any, base: Any, state: Any) -> StandIn:
         if not isinstance(cls, _Named) or state is not None:
-            raise pickle.UnpicklingError(f"the file makes an object of {cls!r}")
+            raise UnpicklingError(f"the file makes an object of a {type(cls).__name__}")
         made: Any = cls
         instance: StandIn = made.__new__(made)
         return instance
@@ -151,7 +137,7 @@ class _RebuildWithState(_Rebuild):
 
     def __call__(self, function: Any, _kind: Any, arguments: Any, _state: Any) -> Tensor:
         if not isinstance(function, (_RebuildTensor, _RebuildParameter)):
-            raise pickle.UnpicklingError(f"the file makes a tensor by {function!r}")
+            raise UnpicklingError(f"the file makes a tensor by a {type(function).__name__}")
         return function(*arguments)
 
 
@@ -174,7 +160,7 @@ class _Bytes(_Rebuild):
 
     def __call__(self, text: str, encoding: str) -> bytes:
         if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"the file encodes text as {encoding!r}")
+            raise UnpicklingError("the file encodes text as something else than latin1")
         return str(text).encode("latin-1")
 
 
@@ -194,7 +180,12 @@ _CALLS: dict[tuple[str, str], type[_Rebuild]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle._Unpickler):
+    """Reads one pickle; `persistent_load` must be set to what makes storages."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
         self._classes: dict[str, type] = {}
@@ -209,6 +200,8 @@ class _Unpickler(pickle.Unpickler):
         dtype = vars(torch).get(name) if module == "torch" else None
         if isinstance(dtype, torch.dtype):
             return dtype
+        if module == "torch" and name in _STORAGES:
+            return torch.serialization.StorageType(name)
         if (module, name) == ("builtins", "object"):
             return object
         full = f"{module}.{name}"
@@ -216,23 +209,41 @@ class _Unpickler(pickle.Unpickler):
             self._classes[full] = _Named(full, (StandIn,), {"__qualname__": full})
         return self._classes[full]
 
+    def load_build(self) -> None:
+        """Objects take attributes; a tensor would take another storage, unchecked."""
+        if isinstance(self.stack[-2], (Tensor, type)):
+            raise UnpicklingError(f"the file changes a {type(self.stack[-2]).__name__}")
+        _build(self)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_bytearray8(self) -> NoReturn:
+        """No checkpoint has one, and Python makes room for it before it looks for its bytes."""
+        raise UnpicklingError("the file holds a bytearray")
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+    def check_storage(self, saved: Any) -> None:
+        """Raise UnpicklingError for a storage that is not to be made."""
+
     # torch.load sets this after making the unpickler. Its own function would look at the source of
     # the classes that a file names, and could be led to write a file.
     @property
     def persistent_load(self) -> Any:
-        """Takes ("module", class, ...) to the class, and leaves storages to torch."""
+        """Takes ("module", class, ...) to the class, and leaves storages to whoever set this."""
 
         def load(saved: Any) -> Any:
             if not isinstance(saved, tuple) or not saved or type(saved[0]) is not str:
-                raise pickle.UnpicklingError(f"unknown kind of reference {saved!r}")
+                raise UnpicklingError(f"unknown kind of reference: a {type(saved).__name__}")
             if saved[0] == "module" and len(saved) > 1:
                 return saved[1]
             if saved[0] != "storage":
-                raise pickle.UnpicklingError(f"unknown kind of reference {saved[0]!r}")
-            return self._torch_load(saved)
+                raise UnpicklingError(f"unknown kind of reference {saved[0]!r}")
+            self.check_storage(saved)
+            return self._load_storage(saved)
 
         return load
 
     @persistent_load.setter
     def persistent_load(self, function: Any) -> None:
-        self._torch_load = function
+        self._load_storage = function

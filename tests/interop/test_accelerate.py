@@ -185,6 +185,25 @@ def test_refusals_name_the_reason_and_change_nothing(model, error, words) -> Non
     assert type(model) is kind
 
 
+@pytest.mark.parametrize("kind", [PPNet, Focal])
+@pytest.mark.parametrize("change", ["zero last layer", "nan last layer", "nan prototype"])
+def test_numbers_that_hide_a_difference_do_not_deceive(kind, change) -> None:
+    model = kind()
+    with torch.no_grad():
+        if "last layer" in change:
+            model.last_layer.weight.fill_(0 if "zero" in change else float("nan"))
+        else:
+            model.prototype_vectors[:] = float("nan")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if kind is PPNet:
+        assert type(protofast.accelerate(model)) is not PPNet
+    else:
+        with pytest.raises(ValueError, match=r"Focal\.forward does not compute"):
+            protofast.accelerate(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
 def test_an_activation_that_becomes_unknown_is_an_error() -> None:
     model = protofast.accelerate(PPNet())
     model.prototype_activation_function = "cubic"

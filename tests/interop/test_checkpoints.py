@@ -260,28 +260,32 @@ def test_no_global_state_can_be_changed(tmp_path) -> None:
     assert not hasattr(collections.OrderedDict, "harm")
 
 
+class Patched:
+    """A class whose source torch.load finds different from the file's, and writes down."""
+
+    dump_patches = True
+
+
 def test_a_module_reference_cannot_write_files(tmp_path, monkeypatch) -> None:
     """Legacy files carry sources, which torch.load would compare and write a patch of."""
     monkeypatch.chdir(tmp_path)
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
-            if value == "reference":
-                return ("module", Forged(), "harm", "harm")
-            return None
+            return ("module", Patched, "model.py", "class Patched: 1") if value == "it" else None
 
-    class Forged:
-        def __reduce__(self):
-            return (object, (), None)
-
-    file = io.BytesIO()
-    torch.save({}, file, _use_new_zipfile_serialization=False)
-    start = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)
-    start += pickle.dumps(torch.serialization.PROTOCOL_VERSION, 2) + pickle.dumps({}, 2)
     body = io.BytesIO()
-    Pickler(body, 2).dump({"a": "reference"})
-    Path("c.pth").write_bytes(start + body.getvalue() + pickle.dumps([], 2))
-    with pytest.raises(CheckpointError):
+    for value in (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}):
+        body.write(pickle.dumps(value, 2))
+    Pickler(body, 2).dump({"a": "it"})
+    Path("c.pth").write_bytes(body.getvalue() + pickle.dumps([], 2))
+    with pytest.warns(torch.serialization.SourceChangeWarning):
+        torch.load("c.pth", weights_only=False)
+    Path("Patched.patch").unlink()  # so the file does what it is meant to, where it is let
+
+    name = (Patched.__module__, Patched.__qualname__)
+    monkeypatch.setitem(interop.unpickling._CONTAINERS, name, Patched)
+    with pytest.raises(CheckpointError, match="does not hold"):
         interop.load_checkpoint("c.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
 
@@ -291,3 +295,30 @@ def test_a_module_that_holds_itself_ends(tmp_path) -> None:
     model._modules["itself"] = model
     checkpoint = interop.load_checkpoint(written(model, tmp_path / "c.pth", legacy=False))
     assert checkpoint.num_prototypes == 12
+
+
+def test_classes_that_a_bare_state_dict_does_not_say_are_left_alone(tmp_path) -> None:
+    """After its last stage of training a network may have its largest weights anywhere."""
+    model = PPNet()
+    model.last_layer.weight.data[2] = 5
+    checkpoint = interop.load_checkpoint(
+        written(model.state_dict(), tmp_path / "c.pth", legacy=False)
+    )
+    assert not checkpoint.class_is_known
+    fresh = PPNet()
+    checkpoint.fill(fresh)
+    assert torch.equal(fresh.prototype_class_identity, PPNet().prototype_class_identity)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, float("nan")])
+def test_classes_of_a_bare_pruned_state_dict_are_not_guessed_from_ties(weight, tmp_path) -> None:
+    model = pruned()
+    model.last_layer.weight.data[:, 1] = weight
+    checkpoint = interop.load_checkpoint(
+        written(model.state_dict(), tmp_path / "c.pth", legacy=False)
+    )
+    fresh = PPNet()
+    for use in (checkpoint.fill, lambda network: checkpoint.protopnet(network.features)):
+        with pytest.raises(CheckpointError, match="prototype 1 has no single largest weight"):
+            use(fresh)
+    assert fresh.num_prototypes == 12

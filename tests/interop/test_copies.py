@@ -36,6 +36,28 @@ def test_copies_are_accelerated_too(copied) -> None:
     assert type(model) is not PPNet
 
 
+class Named(PPNet):
+    """A descendant that says how it is copied."""
+
+    def __deepcopy__(self, memo):
+        twin = Named()
+        twin.load_state_dict(self.state_dict())
+        twin.name = "a copy"
+        return twin
+
+    def __copy__(self):
+        return self.__deepcopy__({})
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_descendants_own_way_of_copying_is_used(copied) -> None:
+    model = protofast.accelerate(Named()).eval()
+    twin = copied(model).eval()
+    assert twin.name == "a copy"
+    assert type(twin) is type(model)
+    assert same(twin, model)
+
+
 def test_a_deep_copy_keeps_what_points_back() -> None:
     model = PPNet()
     model.__dict__["itself"] = model
