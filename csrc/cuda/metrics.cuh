@@ -69,8 +69,44 @@ PROTOFAST_HOST_DEVICE Compute negative_cosine(Compute negative_dot, Compute norm
   return norms == Compute(0) ? negative_dot : negative_dot / norms;
 }
 
+// What the gradients of one pair's -cos(z, p) need beside its numbers. That of z is
+// -scale * ((p - z) - along_patch * z), that of p the same with z and p exchanged.
+struct Across {
+  double scale = 0;            // 1 / (|z| |p|); all are 0 where z or p is a zero vector
+  double along_patch = 0;      // z.(p - z) / |z|^2
+  double along_prototype = 0;  // p.(z - p) / |p|^2
+};
+
+// Written with p and the cosine instead of differences, two terms would cancel where z and p are
+// nearly parallel: after projection. In doubles, because along_patch * z cancels against p - z
+// where one of two such vectors is longer. Equal vectors have exactly 0 in both.
+template <typename Compute, typename Feature>
+PROTOFAST_HOST_DEVICE Across
+across_of(const Feature* patch, int64_t channel_stride, const Compute* prototype, int64_t depth) {
+  double along_z = 0, along_p = 0, z_squared = 0, p_squared = 0;
+  for (int64_t start = 0; start < depth; start += kRun) {
+    double along_z_run = 0, along_p_run = 0, z_run = 0, p_run = 0;
+    for (int64_t d = start; d < run_end(start, depth); ++d) {
+      const double z = static_cast<double>(static_cast<Compute>(patch[d * channel_stride]));
+      const double p = static_cast<double>(prototype[d]);
+      along_z_run = std::fma(z, p - z, along_z_run);
+      along_p_run = std::fma(p, z - p, along_p_run);
+      z_run = std::fma(z, z, z_run);
+      p_run = std::fma(p, p, p_run);
+    }
+    along_z += along_z_run;
+    along_p += along_p_run;
+    z_squared += z_run;
+    p_squared += p_run;
+  }
+  if (z_squared == 0 || p_squared == 0) return {};
+  const double norms = std::sqrt(z_squared) * std::sqrt(p_squared);
+  return {1.0 / norms, along_z / z_squared, along_p / p_squared};
+}
+
 // Adds to `sum` the gradient for one channel, `own`, of one vector of a pair whose other vector has
-// `other` there; `gradient` is that of the pair's distance. The norms are read for cosine alone.
+// `other` there; `gradient` is that of the pair's distance. `scale` and `along`, the own vector's,
+// are read for cosine alone; see Across.
 template <typename Compute>
 PROTOFAST_HOST_DEVICE Compute add_gradient(
     Metric metric,
@@ -79,8 +115,8 @@ PROTOFAST_HOST_DEVICE Compute add_gradient(
     Compute distance,
     Compute own,
     Compute other,
-    Compute own_norm,
-    Compute other_norm
+    double scale,
+    double along
 ) {
   switch (metric) {
     case Metric::kSquaredL2:
@@ -89,38 +125,13 @@ PROTOFAST_HOST_DEVICE Compute add_gradient(
       return distance == Compute(0) ? sum : std::fma(gradient / distance, own - other, sum);
     case Metric::kDot:
       return std::fma(-gradient, other, sum);
-    default: {  // the cosine is -distance
-      if (own_norm == Compute(0) || other_norm == Compute(0)) return sum;
-      const Compute across = std::fma(distance, own / own_norm, other / other_norm);
-      return std::fma(-gradient / own_norm, across, sum);
+    default: {
+      const double a = static_cast<double>(own), b = static_cast<double>(other);
+      const double across = std::fma(-along, a, b - a);
+      const double factor = -static_cast<double>(gradient) * scale;
+      return static_cast<Compute>(std::fma(factor, across, static_cast<double>(sum)));
     }
   }
 }
-
-// index in [0, N * L) -> length of one patch.
-template <typename Compute, typename Feature>
-struct PatchNorm {
-  const Feature* features;  // [N, D, H, W] by layout
-  Compute* norms;           // [N, L]
-  FeatureLayout layout;
-
-  PROTOFAST_HOST_DEVICE void operator()(int64_t index) const {
-    const int64_t offset = layout.patch(index / layout.locations, index % layout.locations);
-    norms[index] =
-        std::sqrt(squared_norm<Compute>(features + offset, layout.depth, layout.channel_stride));
-  }
-};
-
-// index in [0, P) -> length of one prototype.
-template <typename Compute>
-struct PrototypeNorm {
-  const Compute* prototypes;  // [P, D]
-  Compute* norms;             // [P]
-  int64_t depth;
-
-  PROTOFAST_HOST_DEVICE void operator()(int64_t index) const {
-    norms[index] = std::sqrt(squared_norm<Compute>(prototypes + index * depth, depth, 1));
-  }
-};
 
 }  // namespace protofast::cuda

@@ -130,18 +130,16 @@ struct PairsProblem {
   // What every backward pass prepares, then its sums.
   template <typename Sums>
   void backward_by(Sums sums) {
-    const int64_t patches = shape.images * shape.locations();
-    std::vector<Compute> gradients(distances.size()), patch_norms(patches);
-    std::vector<Compute> prototype_norms(shape.prototypes);
+    std::vector<Compute> gradients(distances.size());
+    std::vector<Across> pairs(distances.size());
     const DistanceGradient<Compute> distance_gradient{
         grad_activations.data(), grad_distances.data(), distances.data(), gradients.data(), function
     };
     for (size_t i = 0; i < gradients.size(); ++i) distance_gradient(i);
-    const PatchNorm<Compute, Compute> patch_norm{features.data(), patch_norms.data(), layout};
-    for (int64_t i = 0; i < patches; ++i) patch_norm(i);
-    const PrototypeNorm<Compute> norm{prototypes.data(), prototype_norms.data(), shape.depth};
-    for (int64_t i = 0; i < shape.prototypes; ++i) norm(i);
-    const bool cosine = metric == Metric::kCosine;
+    const PairAcross<Compute, Compute> of_pairs{
+        features.data(), prototypes.data(), locations.data(), pairs.data(), layout, shape.prototypes
+    };
+    for (size_t i = 0; i < pairs.size(); ++i) of_pairs(i);
     const Backward<Compute, Compute> common{
         metric,
         features.data(),
@@ -149,8 +147,7 @@ struct PairsProblem {
         distances.data(),
         locations.data(),
         gradients.data(),
-        cosine ? patch_norms.data() : nullptr,
-        cosine ? prototype_norms.data() : nullptr,
+        metric == Metric::kCosine ? pairs.data() : nullptr,
         layout,
         shape.images,
         shape.prototypes
@@ -191,6 +188,82 @@ struct PairsProblem {
         sum += grad_activations[pair] * s + grad_distances[pair] * d;
       }
     return sum;
+  }
+};
+
+// Prototype p becomes `length` times patch p of image 0, but for a thousandth.
+template <typename Compute>
+void nearly_parallel(PairsProblem<Compute>& problem, double length) {
+  std::mt19937 random(11);
+  std::normal_distribution<double> normal(0.0, 1e-3);
+  for (int64_t p = 0; p < problem.shape.prototypes; ++p)
+    for (int64_t d = 0; d < problem.shape.depth; ++d) {
+      const int64_t location = p % problem.shape.locations();
+      const double value = problem.feature(0, location, d) + normal(random);
+      problem.prototype(p, d) = Compute(length * value);
+    }
+}
+
+// Gradients of cosine distances by definition, in double.
+struct CosineGradients {
+  std::vector<double> features, prototypes;
+
+  template <typename Compute>
+  explicit CosineGradients(const PairsProblem<Compute>& problem)
+      : features(problem.features.size()), prototypes(problem.prototypes.size()) {}
+
+  // Adds those of one pair whose distance has `gradient`.
+  template <typename Compute>
+  void add(
+      PairsProblem<Compute>& problem, int64_t n, int64_t location, int64_t p, double gradient
+  ) {
+    const FeatureLayout& layout = problem.layout;
+    double dot = 0, z_squared = 0, p_squared = 0;
+    for (int64_t d = 0; d < layout.depth; ++d) {
+      const double a = problem.feature(n, location, d), b = problem.prototype(p, d);
+      dot += a * b;
+      z_squared += a * a;
+      p_squared += b * b;
+    }
+    const double factor = -gradient / std::sqrt(z_squared * p_squared);
+    for (int64_t d = 0; d < layout.depth; ++d) {
+      const double a = problem.feature(n, location, d), b = problem.prototype(p, d);
+      features[layout.patch(n, location) + d * layout.channel_stride] +=
+          factor * (b - dot / z_squared * a);
+      prototypes[p * layout.depth + d] += factor * (a - dot / p_squared * b);
+    }
+  }
+
+  // Every patch and prototype alone, relative to the length of its gradient.
+  template <typename Compute>
+  void check(const PairsProblem<Compute>& problem) const {
+    const Shape& s = problem.shape;
+    const FeatureLayout& layout = problem.layout;
+    for (int64_t patch = 0; patch < s.images * s.locations(); ++patch) {
+      const int64_t first = layout.patch(patch / s.locations(), patch % s.locations());
+      check_row(problem.grad_features, features, first, layout.channel_stride, s.depth);
+    }
+    for (int64_t p = 0; p < s.prototypes; ++p) {
+      check_row(problem.grad_prototypes, prototypes, p * s.depth, 1, s.depth);
+    }
+  }
+
+ private:
+  template <typename Compute>
+  static void check_row(
+      const std::vector<Compute>& got,
+      const std::vector<double>& expected,
+      int64_t first,
+      int64_t stride,
+      int64_t depth
+  ) {
+    double error = 0, length = 0;
+    for (int64_t d = 0; d < depth; ++d) {
+      const double truth = expected[first + d * stride];
+      error += std::pow(got[first + d * stride] - truth, 2);
+      length += truth * truth;
+    }
+    CHECK(std::sqrt(error) <= 1e-6 * std::sqrt(length));
   }
 };
 

@@ -14,13 +14,17 @@ namespace {
 using namespace protofast::testing;
 
 // A map of K chosen prototypes (all of them without an index), its distances and gradients.
-struct MapProblem : PairsProblem<double> {
+template <typename Compute>
+struct MapOf : PairsProblem<Compute> {
+  using Pairs = PairsProblem<Compute>;
+  using Pairs::grad_features, Pairs::grad_prototypes;
+  using Pairs::shape, Pairs::layout, Pairs::metric, Pairs::features, Pairs::prototypes;
   std::vector<int64_t> index;
   ChosenPrototypes chosen;
-  std::vector<double> maps, grad, norms_of_patches, norms_of_prototypes;
+  std::vector<Compute> maps, grad;
 
-  MapProblem(const Shape& s, const FeatureLayout& l, Metric m, int64_t count)
-      : PairsProblem(s, l, m, Similarity::kLinear) {
+  MapOf(const Shape& s, const FeatureLayout& l, Metric m, int64_t count)
+      : Pairs(s, l, m, Similarity::kLinear) {
     std::mt19937 random(5);
     chosen = {nullptr, s.prototypes, s.prototypes};
     if (count >= 0) {
@@ -31,11 +35,11 @@ struct MapProblem : PairsProblem<double> {
     maps.assign(s.images * chosen.count * s.locations(), -7);
     grad.resize(maps.size());
     std::normal_distribution<double> normal;
-    for (double& value : grad) value = normal(random);
+    for (Compute& value : grad) value = Compute(normal(random));
   }
 
   void distances_of_all() {
-    const MapDistances<double, double> result{
+    const MapDistances<Compute, Compute> result{
         metric, features.data(), prototypes.data(), maps.data(), layout, chosen
     };
     const int64_t count = shape.images * result.groups() * shape.locations();
@@ -43,31 +47,28 @@ struct MapProblem : PairsProblem<double> {
   }
 
   void gradients() {
-    norms_of_patches.resize(shape.images * shape.locations());
-    norms_of_prototypes.resize(shape.prototypes);
-    const PatchNorm<double, double> patch_norm{features.data(), norms_of_patches.data(), layout};
-    for (size_t i = 0; i < norms_of_patches.size(); ++i) patch_norm(i);
-    const PrototypeNorm<double> norm{prototypes.data(), norms_of_prototypes.data(), shape.depth};
-    for (int64_t i = 0; i < shape.prototypes; ++i) norm(i);
-    const bool cosine = metric == Metric::kCosine;
-    const MapBackward<double, double> common{
+    std::vector<Across> pairs(maps.size());
+    const MapAcross<Compute, Compute> of_pairs{
+        features.data(), prototypes.data(), pairs.data(), layout, chosen
+    };
+    for (size_t i = 0; i < pairs.size(); ++i) of_pairs(i);
+    const MapBackward<Compute, Compute> common{
         metric,
         grad.data(),
         features.data(),
         prototypes.data(),
-        cosine || metric == Metric::kL2 ? maps.data() : nullptr,
-        cosine ? norms_of_patches.data() : nullptr,
-        cosine ? norms_of_prototypes.data() : nullptr,
+        metric == Metric::kL2 ? maps.data() : nullptr,
+        metric == Metric::kCosine ? pairs.data() : nullptr,
         layout,
         chosen,
         shape.images
     };
     grad_features.assign(features.size(), -7);
     grad_prototypes.assign(prototypes.size(), -7);
-    const MapFeatureGradient<double, double> to_features{common, grad_features.data(), layout};
+    const MapFeatureGradient<Compute, Compute> to_features{common, grad_features.data(), layout};
     const int64_t elements = shape.images * shape.depth * shape.locations();
     for (int64_t i = 0; i < elements; ++i) to_features(i);
-    const MapPrototypeGradient<double, double> to_prototypes{common, grad_prototypes.data()};
+    const MapPrototypeGradient<Compute, Compute> to_prototypes{common, grad_prototypes.data()};
     for (size_t i = 0; i < prototypes.size(); ++i) to_prototypes(i);
   }
 
@@ -79,11 +80,13 @@ struct MapProblem : PairsProblem<double> {
         for (int64_t l = 0; l < shape.locations(); ++l) {
           const int64_t p = chosen(n, k);
           if (!chosen.exists(p)) continue;
-          sum += grad[(n * chosen.count + k) * shape.locations() + l] * distance(n, l, p);
+          sum += grad[(n * chosen.count + k) * shape.locations() + l] * this->distance(n, l, p);
         }
     return sum;
   }
 };
+
+using MapProblem = MapOf<double>;
 
 template <typename Body>
 void for_each_map(Body body) {
@@ -136,6 +139,27 @@ TEST(gradients_agree_with_finite_differences) {
       check(problem.prototypes[i], problem.grad_prototypes[i]);
     }
   });
+}
+
+TEST(gradients_of_cosine_are_exact_where_vectors_are_nearly_parallel) {
+  const Shape s{2, 6, 130, 2, 3};
+  for (const double length : {1.0, 2.0})
+    for (const int64_t count : {-1, 5}) {
+      MapOf<float> problem(s, sliced_layout(s), Metric::kCosine, count);
+      nearly_parallel(problem, length);
+      CosineGradients expected(problem);
+      for (int64_t n = 0; n < s.images; ++n)
+        for (int64_t k = 0; k < problem.chosen.count; ++k)
+          for (int64_t l = 0; l < s.locations(); ++l) {
+            // Only the parallel pairs: others would outweigh them.
+            const int64_t p = problem.chosen(n, k);
+            float& grad = problem.grad[(n * problem.chosen.count + k) * s.locations() + l];
+            if (n != 0 || p != l) grad = 0;
+            expected.add(problem, n, l, p, grad);
+          }
+      problem.gradients();
+      expected.check(problem);
+    }
 }
 
 TEST(a_distance_of_zero_and_a_zero_vector_have_no_gradient) {

@@ -159,6 +159,38 @@ TEST(backward_agrees_with_finite_differences) {
   });
 }
 
+// As after projection, and after projection onto patches of another length.
+TEST(backward_of_cosine_is_exact_where_vectors_are_nearly_parallel) {
+  const Shape s{2, 6, 130, 2, 3};
+  for (const double length : {1.0, 2.0}) {
+    PairsProblem<float> problem(s, sliced_layout(s), Metric::kCosine, Similarity::kLinear);
+    nearly_parallel(problem, length);
+    problem.forward();
+    // Only the parallel pairs, those of image 0: others would outweigh them.
+    problem.grad_activations.assign(problem.grad_activations.size(), 0.0f);
+    std::fill(problem.grad_distances.begin() + s.prototypes, problem.grad_distances.end(), 0.0f);
+    problem.backward();
+    CosineGradients expected(problem);
+    for (int64_t p = 0; p < s.prototypes; ++p) {
+      CHECK(problem.locations[p] == p);
+      expected.add(problem, 0, p, p, problem.grad_distances[p]);
+    }
+    expected.check(problem);
+  }
+}
+
+TEST(equal_vectors_have_no_gradient_of_cosine) {
+  const Shape s{1, 3, 130, 1, 3};
+  PairsProblem<float> problem(s, channels_last_layout(s), Metric::kCosine, Similarity::kLinear);
+  for (int64_t p = 0; p < s.prototypes; ++p)
+    for (int64_t d = 0; d < s.depth; ++d) problem.prototype(p, d) = problem.feature(0, p, d);
+  problem.forward();
+  for (int64_t p = 0; p < s.prototypes; ++p) CHECK(problem.locations[p] == p);
+  problem.backward();
+  for (const float value : problem.grad_features) CHECK(value == 0.0f);
+  for (const float value : problem.grad_prototypes) CHECK(value == 0.0f);
+}
+
 TEST(backward_reads_nothing_outside_for_a_foreign_location) {
   const Shape s{2, 3, 4, 2, 2};
   PairsProblem<float> problem(s, contiguous_layout(s), Metric::kSquaredL2, Similarity::kLinear);

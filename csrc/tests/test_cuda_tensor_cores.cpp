@@ -261,7 +261,7 @@ TEST(plans) {
       plan("tensor_cores", {Metric::kDot, Number::kFloat16, Number::kFloat16, 128, 49}).planes == 2
   );
   CHECK(plan("tensor_cores", {Metric::kDot, Number::kFloat32, Number::kFloat32, 1, 1}).planes == 2);
-  for (const Metric metric : {Metric::kL2, Metric::kCosine}) {
+  for (const Metric metric : {Metric::kL2, Metric::kDot, Metric::kCosine}) {
     CHECK(
         plan("tensor_cores", {metric, Number::kFloat32, Number::kFloat32, 128, 49}).refine_below ==
         INFINITY

@@ -110,16 +110,35 @@ struct MapDistances {
 
 // ---------------------------------------------------------------- backward
 
+// index in [0, N * K * L) -> what the gradients of one pair's cosine need.
+template <typename Compute, typename Feature>
+struct MapAcross {
+  const Feature* features;    // [N, D, H, W] by layout
+  const Compute* prototypes;  // [P, D]
+  Across* pairs;              // [N, K, L]
+  FeatureLayout layout;
+  ChosenPrototypes chosen;
+
+  PROTOFAST_HOST_DEVICE void operator()(int64_t index) const {
+    const MapElement at = split_map(index, chosen.count, layout.locations);
+    const int64_t p = chosen(at.image, at.k);
+    pairs[index] = {};
+    if (!chosen.exists(p)) return;
+    const Feature* patch = features + layout.patch(at.image, at.location);
+    const Compute* prototype = prototypes + p * layout.depth;
+    pairs[index] = across_of(patch, layout.channel_stride, prototype, layout.depth);
+  }
+};
+
 // What both gradients read.
 template <typename Compute, typename Feature>
 struct MapBackward {
   Metric metric;
-  const Compute* grad;             // [N, K, L]
-  const Feature* features;         // [N, D, H, W] by layout
-  const Compute* prototypes;       // [P, D]
-  const Compute* distances;        // [N, K, L], for l2 and cosine; else null
-  const Compute* patch_norms;      // [N, L], for cosine; else null
-  const Compute* prototype_norms;  // [P], for cosine; else null
+  const Compute* grad;        // [N, K, L]
+  const Feature* features;    // [N, D, H, W] by layout
+  const Compute* prototypes;  // [P, D]
+  const Compute* distances;   // [N, K, L], for l2; else null
+  const Across* pairs;        // [N, K, L], from MapAcross, for cosine; else null
   FeatureLayout layout;
   ChosenPrototypes chosen;
   int64_t image_count;
@@ -127,11 +146,8 @@ struct MapBackward {
   PROTOFAST_HOST_DEVICE Compute distance(int64_t place) const {
     return distances == nullptr ? Compute(0) : distances[place];
   }
-  PROTOFAST_HOST_DEVICE Compute patch_norm(int64_t image, int64_t location) const {
-    return patch_norms == nullptr ? Compute(0) : patch_norms[image * layout.locations + location];
-  }
-  PROTOFAST_HOST_DEVICE Compute prototype_norm(int64_t prototype) const {
-    return prototype_norms == nullptr ? Compute(0) : prototype_norms[prototype];
+  PROTOFAST_HOST_DEVICE Across across(int64_t place) const {
+    return pairs == nullptr ? Across{} : pairs[place];
   }
 };
 
@@ -149,7 +165,6 @@ struct MapFeatureGradient {
     const int64_t channel = at.k;
     const int64_t offset = layout.patch(at.image, at.location) + channel * layout.channel_stride;
     const Compute own = static_cast<Compute>(backward.features[offset]);
-    const Compute own_norm = backward.patch_norm(at.image, at.location);
     const int64_t count = backward.chosen.count;
     Compute sum = 0;
     for (int64_t start = 0; start < count; start += kRun) {
@@ -158,6 +173,7 @@ struct MapFeatureGradient {
         const int64_t p = backward.chosen(at.image, k);
         if (!backward.chosen.exists(p)) continue;
         const int64_t place = (at.image * count + k) * layout.locations + at.location;
+        const Across across = backward.across(place);
         run = add_gradient(
             backward.metric,
             run,
@@ -165,8 +181,8 @@ struct MapFeatureGradient {
             backward.distance(place),
             own,
             backward.prototypes[p * layout.depth + channel],
-            own_norm,
-            backward.prototype_norm(p)
+            across.scale,
+            across.along_patch
         );
       }
       sum += run;
@@ -203,13 +219,13 @@ struct MapPrototypeGradient {
   PROTOFAST_HOST_DEVICE Compute of_map(int64_t image, int64_t k, int64_t p, int64_t channel) const {
     const FeatureLayout& layout = backward.layout;
     const Compute own = backward.prototypes[p * layout.depth + channel];
-    const Compute own_norm = backward.prototype_norm(p);
     const int64_t first = (image * backward.chosen.count + k) * layout.locations;
     Compute sum = 0;
     for (int64_t start = 0; start < layout.locations; start += kRun) {
       Compute run = 0;
       for (int64_t l = start; l < run_end(start, layout.locations); ++l) {
         const int64_t offset = layout.patch(image, l) + channel * layout.channel_stride;
+        const Across across = backward.across(first + l);
         run = add_gradient(
             backward.metric,
             run,
@@ -217,8 +233,8 @@ struct MapPrototypeGradient {
             backward.distance(first + l),
             own,
             static_cast<Compute>(backward.features[offset]),
-            own_norm,
-            backward.patch_norm(image, l)
+            across.scale,
+            across.along_prototype
         );
       }
       sum += run;

@@ -8,17 +8,14 @@ namespace {
 
 // Where the parts of the backward pass's workspace begin, in bytes.
 struct Workspace {
-  int64_t distances, patch_norms, prototype_norms, bytes;
+  int64_t distances, pairs, bytes;
 
   explicit Workspace(const Map& map) {
     const int64_t size = map.number == Number::kFloat64 ? sizeof(double) : sizeof(float);
-    const bool cosine = map.metric == Metric::kCosine;
-    const int64_t locations = map.layout.locations;
-    const int64_t numbers = map.image_count * map.chosen.count * locations;
+    const int64_t numbers = map.image_count * map.chosen.count * map.layout.locations;
     Parts parts;
-    distances = parts.next(cosine || map.metric == Metric::kL2 ? numbers : 0, size);
-    patch_norms = parts.next(cosine ? map.image_count * locations : 0, size);
-    prototype_norms = parts.next(cosine ? map.chosen.prototypes : 0, size);
+    distances = parts.next(map.metric == Metric::kL2 ? numbers : 0, size);
+    pairs = parts.next(map.metric == Metric::kCosine ? numbers : 0, sizeof(Across));
     bytes = parts.bytes();
   }
 };
@@ -42,20 +39,16 @@ void backward(const Map& map, const MapGradients& gradients, char* start, const 
   const Feature* features = static_cast<const Feature*>(map.features);
   const Compute* prototypes = static_cast<const Compute*>(map.prototypes);
   const FeatureLayout& layout = map.layout;
-  const bool cosine = map.metric == Metric::kCosine;
   Compute* distances = nullptr;
-  Compute *patch_norms = nullptr, *prototype_norms = nullptr;
-  if (cosine || map.metric == Metric::kL2) {
+  Across* pairs = nullptr;
+  if (map.metric == Metric::kL2) {
     distances = reinterpret_cast<Compute*>(start + at.distances);
     forward<Compute, Feature>(map, distances, stream);
   }
-  if (cosine) {
-    patch_norms = reinterpret_cast<Compute*>(start + at.patch_norms);
-    prototype_norms = reinterpret_cast<Compute*>(start + at.prototype_norms);
-    const PatchNorm<Compute, Feature> patch_norm{features, patch_norms, layout};
-    const PrototypeNorm<Compute> prototype_norm{prototypes, prototype_norms, layout.depth};
-    launch_each(patch_norm, map.image_count * layout.locations, stream);
-    launch_each(prototype_norm, map.chosen.prototypes, stream);
+  if (map.metric == Metric::kCosine) {
+    pairs = reinterpret_cast<Across*>(start + at.pairs);
+    const MapAcross<Compute, Feature> of_pairs{features, prototypes, pairs, layout, map.chosen};
+    launch_each(of_pairs, map.image_count * map.chosen.count * layout.locations, stream);
   }
   const MapBackward<Compute, Feature> common{
       map.metric,
@@ -63,8 +56,7 @@ void backward(const Map& map, const MapGradients& gradients, char* start, const 
       features,
       prototypes,
       distances,
-      patch_norms,
-      prototype_norms,
+      pairs,
       layout,
       map.chosen,
       map.image_count

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kBucketThreads) sort_images(const Buckets buck
 
 // Where the parts of the workspace begin, in bytes.
 struct Workspace {
-  int64_t gradients, patch_norms, prototype_norms, order, starts, bytes;
+  int64_t gradients, pairs, order, starts, bytes;
 
   explicit Workspace(const BackwardPass& pass) {
     const bool wide = pass.number == Number::kFloat64;
@@ -28,8 +28,7 @@ struct Workspace {
     const bool sorted = pass.buckets && pass.grad_features != nullptr;
     Parts parts;
     gradients = parts.next(images * prototypes, size);
-    patch_norms = parts.next(cosine ? images * pass.layout.locations : 0, size);
-    prototype_norms = parts.next(cosine ? prototypes : 0, size);
+    pairs = parts.next(cosine ? images * prototypes : 0, sizeof(Across));
     order = parts.next(sorted ? images * prototypes : 0, sizeof(int32_t));
     starts = parts.next(sorted ? images * (pass.layout.locations + 1) : 0, sizeof(int32_t));
     bytes = parts.bytes();
@@ -49,8 +48,7 @@ class Run {
         static_cast<const Compute*>(pass.distances),
         pass.locations,
         part<Compute>(at_.gradients),
-        cosine ? part<Compute>(at_.patch_norms) : nullptr,
-        cosine ? part<Compute>(at_.prototype_norms) : nullptr,
+        cosine ? part<Across>(at_.pairs) : nullptr,
         pass.layout,
         pass.image_count,
         pass.prototype_count
@@ -68,15 +66,15 @@ class Run {
     };
     launch_each(of_distances, pairs, stream_);
     if (pass_.metric != Metric::kCosine) return;
-    const FeatureLayout& layout = pass_.layout;
-    const PatchNorm<Compute, Feature> patch_norm{
-        backward_.features, part<Compute>(at_.patch_norms), layout
+    const PairAcross<Compute, Feature> of_pairs{
+        backward_.features,
+        backward_.prototypes,
+        backward_.locations,
+        part<Across>(at_.pairs),
+        pass_.layout,
+        pass_.prototype_count
     };
-    const PrototypeNorm<Compute> prototype_norm{
-        backward_.prototypes, part<Compute>(at_.prototype_norms), layout.depth
-    };
-    launch_each(patch_norm, pass_.image_count * layout.locations, stream_);
-    launch_each(prototype_norm, pass_.prototype_count, stream_);
+    launch_each(of_pairs, pairs, stream_);
   }
 
   void plain() {

@@ -174,7 +174,6 @@ struct BucketFeatureGradient {
     const int64_t offset = layout.patch(image, location);
     const int64_t first_pair = image * backward.prototype_count;
     const int32_t* bounds = starts + image * (layout.locations + 1) + location;
-    const Compute own_norm = backward.patch_norm(image, location);
     Compute own[kThreadChannels] = {}, sums[kThreadChannels] = {};
     PROTOFAST_UNROLL
     for (int i = 0; i < kThreadChannels; ++i) {
@@ -187,14 +186,21 @@ struct BucketFeatureGradient {
       const int64_t p = order[first_pair + entry];
       const Compute gradient = backward.gradients[first_pair + p];
       const Compute distance = backward.distances[first_pair + p];
-      const Compute norm = backward.prototype_norm(p);
+      const Across across = backward.across(first_pair + p);
       PROTOFAST_UNROLL
       for (int i = 0; i < kThreadChannels; ++i) {
         const int64_t channel = place.first_channel + i * kWarp;
         if (channel >= layout.depth) continue;
         const Compute other = backward.prototypes[p * layout.depth + channel];
         sums[i] = add_gradient(
-            backward.metric, sums[i], gradient, distance, own[i], other, own_norm, norm
+            backward.metric,
+            sums[i],
+            gradient,
+            distance,
+            own[i],
+            other,
+            across.scale,
+            across.along_patch
         );
       }
     }
@@ -218,7 +224,6 @@ struct StripPrototypeGradient {
     const FeatureLayout& layout = backward.layout;
     const StripPlace place = strip_place(index, layout.depth);
     const int64_t p = place.row;
-    const Compute own_norm = backward.prototype_norm(p);
     Compute own[kThreadChannels] = {}, sums[kThreadChannels] = {};
     PROTOFAST_UNROLL
     for (int i = 0; i < kThreadChannels; ++i) {
@@ -232,7 +237,7 @@ struct StripPrototypeGradient {
       if (location < 0 || location >= layout.locations) continue;
       const Compute gradient = backward.gradients[pair];
       const Compute distance = backward.distances[pair];
-      const Compute norm = backward.patch_norm(n, location);
+      const Across across = backward.across(pair);
       const int64_t offset = layout.patch(n, location);
       PROTOFAST_UNROLL
       for (int i = 0; i < kThreadChannels; ++i) {
@@ -241,7 +246,14 @@ struct StripPrototypeGradient {
         const Compute other =
             static_cast<Compute>(backward.features[offset + channel * layout.channel_stride]);
         sums[i] = add_gradient(
-            backward.metric, sums[i], gradient, distance, own[i], other, own_norm, norm
+            backward.metric,
+            sums[i],
+            gradient,
+            distance,
+            own[i],
+            other,
+            across.scale,
+            across.along_prototype
         );
       }
     }

@@ -102,30 +102,47 @@ struct NearestOfPair {
 // ---------------------------------------------------------------- backward
 //
 // Gradients flow through the winning location of each pair alone. Three or four passes: the
-// gradient of each distance; for `cosine` the norms; then one thread per element of grad_features,
-// which adds up the prototypes in their order, and one per element of grad_prototypes, over the
-// images.
+// gradient of each distance; for `cosine` what its gradients share; then one thread per element of
+// grad_features, which adds up the prototypes in their order, and one per element of
+// grad_prototypes, over the images.
+
+// index in [0, N * P) -> what the gradients of one pair's cosine need.
+template <typename Compute, typename Feature>
+struct PairAcross {
+  const Feature* features;    // [N, D, H, W] by layout
+  const Compute* prototypes;  // [P, D]
+  const int64_t* locations;   // [N, P]
+  Across* pairs;              // [N, P]
+  FeatureLayout layout;
+  int64_t prototype_count;
+
+  PROTOFAST_HOST_DEVICE void operator()(int64_t index) const {
+    const Pair pair = split_pair(index, prototype_count);
+    const int64_t location = locations[index];
+    pairs[index] = {};
+    // The operator can be called with any tensor; nothing outside the features is ever read.
+    if (location < 0 || location >= layout.locations) return;
+    const Feature* patch = features + layout.patch(pair.image, location);
+    const Compute* prototype = prototypes + pair.prototype * layout.depth;
+    pairs[index] = across_of(patch, layout.channel_stride, prototype, layout.depth);
+  }
+};
 
 // What both gradients read.
 template <typename Compute, typename Feature>
 struct Backward {
   Metric metric;
-  const Feature* features;         // [N, D, H, W] by layout
-  const Compute* prototypes;       // [P, D]
-  const Compute* distances;        // [N, P]
-  const int64_t* locations;        // [N, P]
-  const Compute* gradients;        // [N, P], from DistanceGradient
-  const Compute* patch_norms;      // [N, L], for cosine; else null
-  const Compute* prototype_norms;  // [P], for cosine; else null
+  const Feature* features;    // [N, D, H, W] by layout
+  const Compute* prototypes;  // [P, D]
+  const Compute* distances;   // [N, P]
+  const int64_t* locations;   // [N, P]
+  const Compute* gradients;   // [N, P], from DistanceGradient
+  const Across* pairs;        // [N, P], from PairAcross, for cosine; else null
   FeatureLayout layout;
   int64_t image_count, prototype_count;
 
-  PROTOFAST_HOST_DEVICE Compute patch_norm(int64_t image, int64_t location) const {
-    return patch_norms == nullptr ? Compute(0) : patch_norms[image * layout.locations + location];
-  }
-
-  PROTOFAST_HOST_DEVICE Compute prototype_norm(int64_t prototype) const {
-    return prototype_norms == nullptr ? Compute(0) : prototype_norms[prototype];
+  PROTOFAST_HOST_DEVICE Across across(int64_t pair) const {
+    return pairs == nullptr ? Across{} : pairs[pair];
   }
 };
 
@@ -142,11 +159,11 @@ struct FeatureGradient {
     const int64_t first_pair = at.image * backward.prototype_count;
     const int64_t offset = layout.patch(at.image, at.location) + at.channel * layout.channel_stride;
     const Compute own = static_cast<Compute>(backward.features[offset]);
-    const Compute own_norm = backward.patch_norm(at.image, at.location);
     Compute sum = 0;
     for (int64_t p = 0; p < backward.prototype_count; ++p) {
       if (backward.locations[first_pair + p] != at.location) continue;
       const Compute other = backward.prototypes[p * layout.depth + at.channel];
+      const Across across = backward.across(first_pair + p);
       sum = add_gradient(
           backward.metric,
           sum,
@@ -154,8 +171,8 @@ struct FeatureGradient {
           backward.distances[first_pair + p],
           own,
           other,
-          own_norm,
-          backward.prototype_norm(p)
+          across.scale,
+          across.along_patch
       );
     }
     grad_features
@@ -175,15 +192,14 @@ struct PrototypeGradient {
     const int64_t p = index / layout.depth;
     const int64_t channel = index % layout.depth;
     const Compute own = backward.prototypes[index];
-    const Compute own_norm = backward.prototype_norm(p);
     Compute sum = 0;
     for (int64_t n = 0; n < backward.image_count; ++n) {
       const int64_t pair = n * backward.prototype_count + p;
       const int64_t location = backward.locations[pair];
-      // The operator can be called with any tensor; nothing outside the features is ever read.
-      if (location < 0 || location >= layout.locations) continue;
+      if (location < 0 || location >= layout.locations) continue;  // as in PairAcross
       const int64_t offset = layout.patch(n, location) + channel * layout.channel_stride;
       const Compute other = static_cast<Compute>(backward.features[offset]);
+      const Across across = backward.across(pair);
       sum = add_gradient(
           backward.metric,
           sum,
@@ -191,8 +207,8 @@ struct PrototypeGradient {
           backward.distances[pair],
           own,
           other,
-          own_norm,
-          backward.patch_norm(n, location)
+          across.scale,
+          across.along_prototype
       );
     }
     grad_prototypes[index] = sum;

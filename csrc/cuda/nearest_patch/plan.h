@@ -86,9 +86,10 @@ inline Plan tensor_cores_plan(
   plan.settle_places = refine != Refine::kNever;
   if (refine == Refine::kAlways) plan.refine_below = always;
   if (refine == Refine::kAuto) {
-    // The gradients of l2 and cosine take the distance itself: it must be better than 1e-4.
-    const bool in_gradients = problem.metric == Metric::kL2 || problem.metric == Metric::kCosine;
-    plan.refine_below = in_gradients ? always : plan.error / kWorthRefining;
+    // The gradient of l2 takes the distance itself: it must be better than 1e-4. A product z.p can
+    // be small beside |z| |p|, of which the error is a part.
+    const bool in_parts = problem.metric == Metric::kSquaredL2;
+    plan.refine_below = in_parts ? plan.error / kWorthRefining : always;
   }
   return plan;
 }

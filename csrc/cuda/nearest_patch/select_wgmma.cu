@@ -110,12 +110,15 @@ void launch(const Selection& s, const Stream& stream) {
 }  // namespace
 
 // The kernel has a body for sm_90a alone, which must have been compiled and be what this GPU loads.
+// Code for sm_90 has the same version; that its body is empty shows in its registers, of which the
+// sums alone take 112.
 bool has_wgmma(const Stream& stream) {
 #ifdef PROTOFAST_SM_90A
   use(stream);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, select_wide<1>), "looking at a kernel");
-  return attributes.binaryVersion == 90;
+  return attributes.binaryVersion == 90 &&
+         attributes.numRegs >= static_cast<int>(sizeof(WideSums) / sizeof(float));
 #else
   static_cast<void>(stream);
   return false;

@@ -2,9 +2,9 @@
 // brought by the copy engine. The emulation on a CPU is in csrc/tests/emulated_wide_threads.h.
 //
 //   start_barriers, expect, wait_for   barriers that count the bytes of copies (mbarrier)
-//   copy_box                           a box of a tensor to shared memory, rows of 128 bytes
-//   swizzled start_products, multiply_wide      sums += a * b of a warpgroup: [64, 16] by [16,
-//   224], bf16 commit_products, wait_products     groups of products that run in the background
+//   copy_box                           a box of a tensor to shared memory, swizzled
+//   start_products, multiply_wide      sums += a * b of a warpgroup: [64, 16] by [16, 224], bf16
+//   commit_products, wait_products     groups of products that run in the background
 
 #pragma once
 
