@@ -229,6 +229,7 @@ def _is_first_rank() -> bool:
     if not (distributed.is_available() and distributed.is_initialized()):
         return True
     rank: int = distributed.get_rank()
+    distributed.barrier()  # a rank that leaves early can make the others' connections abort
     distributed.destroy_process_group()  # what follows is done by one process alone
     return rank == 0
 

@@ -1,6 +1,7 @@
 """Run by test_ranks.py under torchrun: trains and says what each rank ended with."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -45,8 +46,11 @@ def main(settings_file: Path, folder: Path) -> None:
         said["again"] = f"{type(error).__name__}: {error}"
     rank = distributed.get_rank()
     (folder.parent / f"rank-{rank}.json").write_text(json.dumps(said))
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    # gloo's threads sometimes abort while the interpreter is taken down, when all is done.
+    os._exit(0)
