@@ -1,8 +1,8 @@
 """Who may import whom inside the package: the architecture, held by a test.
 
-`ops <- layers, similarities <- models, projection, pruning, alignment <- explain`; `losses` take
-tensors only; `data` stands alone; `training` never sees explain or the report; `report` reads files
-alone; only `ops` speaks of `torch.ops`; `cli` composes.
+`ops <- layers, similarities <- models, projection, pruning, alignment <- explain, attacks <-
+audits`; `losses` take tensors only; `data` stands alone; `training` never sees attacks, explain or
+the report; `report` reads files alone; only `ops` speaks of `torch.ops`; `cli` composes.
 """
 
 import ast
@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         "models",
         "layers",
         "losses",
+        "alignment",
         "projection",
         "pruning",
         "data",
@@ -56,6 +57,18 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "heatmaps",
         "sameness",
+        "scan",
+    },
+    "attacks": {"models", "ops", "data"},
+    "audits": {
+        "attacks",
+        "explain",
+        "models",
+        "ops",
+        "data",
+        "evaluation",
+        "files",
+        "heatmaps",
         "scan",
     },
     "report": {"files"},

@@ -1,0 +1,1 @@
+"""Audits: how far the explanations of a trained prototype network can be trusted."""
