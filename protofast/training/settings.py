@@ -7,35 +7,24 @@ so the recipe ``paper`` states them again rather than changing them. Unknown key
 
 from __future__ import annotations
 
-import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from protofast.data import Augmentation, birds
-
-
-def _tuple_from_list(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Pair = Annotated[tuple[int, int], BeforeValidator(_tuple_from_list)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Positives = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_list)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Location = Annotated[str, AfterValidator(os.path.expanduser)]
-NotNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def wrong(key: str, problem: str) -> PydanticCustomError:
-    """A problem between several settings, laid at the door of ``key`` (relative to its table)."""
-    return PydanticCustomError("combination", "{problem}", {"key": key, "problem": problem})
-
+from protofast.training.setting_types import (
+    Count,
+    Fraction,
+    Frozen,
+    Location,
+    Names,
+    NotNegative,
+    Pair,
+    Positives,
+    Rate,
+    Seed,
+    wrong,
+)
 
 # Which kinds of data these keys of DataSettings belong to; the others belong to all.
 KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
@@ -52,11 +41,7 @@ KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class DataSettings(_Frozen):
+class DataSettings(Frozen):
     """Where images come from.
 
     Attributes:
@@ -132,7 +117,7 @@ class DataSettings(_Frozen):
             raise wrong("channels", "rendered birds have 3 channels")
 
 
-class ModelSettings(_Frozen):
+class ModelSettings(Frozen):
     """The network.
 
     Attributes:
@@ -166,7 +151,7 @@ class ModelSettings(_Frozen):
         return self
 
 
-class ScheduleSettings(_Frozen):
+class ScheduleSettings(Frozen):
     """How long each stage lasts; see :func:`protofast.training.schedule.plan`.
 
     Attributes:
@@ -193,7 +178,7 @@ class ScheduleSettings(_Frozen):
     last_layer_passes: Count = 30
 
 
-class LearningRates(_Frozen):
+class LearningRates(Frozen):
     """Adam's learning rate of each part of the network; 0 freezes the part.
 
     Each stage has defaults of its own, so a rate that is left out is the paper's.
@@ -232,7 +217,7 @@ class LastLayerRates(LearningRates):
     last_layer: Rate = 1e-4
 
 
-class WeightDecay(_Frozen):
+class WeightDecay(Frozen):
     """Adam's weight decay (the L2 term in the gradient) of each part of the network."""
 
     backbone: Rate = 1e-3
@@ -241,7 +226,7 @@ class WeightDecay(_Frozen):
     last_layer: Rate = 0.0
 
 
-class OptimizerSettings(_Frozen):
+class OptimizerSettings(Frozen):
     """One Adam per stage; each keeps its moments from cycle to cycle, as in the original.
 
     Attributes:
@@ -267,7 +252,7 @@ class OptimizerSettings(_Frozen):
     decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
-class LossSettings(_Frozen):
+class LossSettings(Frozen):
     """Weights of the loss's terms, all taken as positive numbers.
 
     Attributes:
@@ -289,7 +274,7 @@ class LossSettings(_Frozen):
     )
 
 
-class AugmentationSettings(_Frozen):
+class AugmentationSettings(Frozen):
     """What may happen to training images; see :class:`protofast.data.Augmentation`."""
 
     rotation: Rate = 15.0
@@ -317,7 +302,7 @@ class AugmentationSettings(_Frozen):
         return self
 
 
-class TrainingSettings(_Frozen):
+class TrainingSettings(Frozen):
     """How the network is trained.
 
     Attributes:
@@ -396,7 +381,7 @@ class TrainingSettings(_Frozen):
         return self
 
 
-class Settings(_Frozen):
+class Settings(Frozen):
     """Everything a run depends on."""
 
     data: DataSettings = DataSettings()
