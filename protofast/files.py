@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from protofast.errors import RunFolderError
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
@@ -51,6 +54,28 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other process that asks from working on a folder; freed when a process dies.
+
+    Raises:
+        RunFolderError: Another process holds it, or the file system has no locks.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderError(
+                f"another process is working on {folder}; wait for it or stop it"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(
+                f"the file system of {folder} has no locks ({error.strerror}), which keep "
+                "two processes from changing one folder; choose one on another (--out)"
+            ) from error
+        yield
 
 
 def finite(value: Any) -> Any:

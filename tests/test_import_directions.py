@@ -1,8 +1,8 @@
 """Who may import whom inside the package: the architecture, held by a test.
 
 `ops <- layers, similarities <- models, projection, pruning, alignment <- explain, attacks <-
-audits`; `losses` take tensors only; `data` stands alone; `training` never sees attacks, explain or
-the report; `report` reads files alone; only `ops` speaks of `torch.ops`; `cli` composes.
+audits`; `losses` take tensors only; `data` stands alone; `training` never sees attacks, explain,
+audits or the report; `report` reads files alone; only `ops` speaks of `torch.ops`; `cli` composes.
 """
 
 import ast
@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "heatmaps": set(),
     "sameness": set(),
+    "settings_tree": set(),
     "ops": {"_build"},
     "info": {"ops", "_build", "_C"},
     "similarities": {"ops"},
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "heatmaps",
         "sameness",
         "scan",
+        "settings_tree",
         "_build",
     },
     "explain": {
@@ -70,6 +72,8 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "heatmaps",
         "scan",
+        "settings_tree",
+        "training",
     },
     "report": {"files"},
     "interop": {"ops", "similarities", "layers", "models", "projection", "heatmaps"},

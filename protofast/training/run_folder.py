@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -37,7 +36,7 @@ from protofast.errors import (
     SettingsError,
     command_line,
 )
-from protofast.files import finite, sync_folder, write_atomically, write_together
+from protofast.files import finite, locked, sync_folder, write_atomically, write_together
 from protofast.models import ProtoPNet
 from protofast.training.checkpoint import load_checkpoint, save_checkpoint
 from protofast.training.settings import Settings
@@ -152,18 +151,7 @@ class RunFolder:
         Raises:
             RunFolderError: Another process holds it, or the file system has no locks.
         """
-        with (self.path / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunFolderError(
-                    f"another process is working on {self.path}; wait for it or stop it"
-                ) from error
-            except OSError as error:
-                raise RunFolderError(
-                    f"the file system of {self.path} has no locks ({error.strerror}), which keep "
-                    "two processes from changing one run; choose a folder on another (--out)"
-                ) from error
+        with locked(self.path):
             yield
 
     def sweep(self) -> None:
