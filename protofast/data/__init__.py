@@ -8,6 +8,14 @@ from protofast.data.cub import open_cub
 from protofast.data.decode import decode_image, load_image, resize_image
 from protofast.data.folders import open_folders
 from protofast.data.image_set import FileImageSet, ImageSet, MemoryImageSet, Sample, Splits
+from protofast.data.jpeg import (
+    CompressedImageSet,
+    JpegAugmentation,
+    compress_splits,
+    compressed_classes,
+    compression,
+    round_trip,
+)
 from protofast.data.leaks import Leak, check_leaks, describe_leaks
 
 __all__ = [
@@ -17,13 +25,18 @@ __all__ = [
     "Batches",
     "BirdSet",
     "BirdTruth",
+    "CompressedImageSet",
     "FileImageSet",
     "ImageSet",
+    "JpegAugmentation",
     "Leak",
     "MemoryImageSet",
     "Sample",
     "Splits",
     "check_leaks",
+    "compress_splits",
+    "compressed_classes",
+    "compression",
     "decode_image",
     "describe_leaks",
     "load_image",
@@ -32,4 +45,5 @@ __all__ = [
     "open_cub",
     "open_folders",
     "resize_image",
+    "round_trip",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from protofast.data.augmentation import Augmentation
 from protofast.data.image_set import ImageSet
+from protofast.data.jpeg import JpegAugmentation
 from protofast.data.randomness import permutation
 
 Order = tuple[Literal["shuffle"], int, int]  # ("shuffle", seed, epoch)
@@ -43,6 +44,7 @@ class Batches:
         start: Number of the first batch to yield, to resume in the middle of an epoch. ``len()``
             counts what is left.
         augment: What to do to the images, or None.
+        jpeg: Which images are compressed to JPEG, before ``augment``; or None.
         seed: Key of the augmentation.
         epoch: Key of the augmentation.
         rank: Which share of each batch is this process's.
@@ -68,6 +70,7 @@ class Batches:
         order: Order | None = None,
         start: int = 0,
         augment: Augmentation | None = None,
+        jpeg: JpegAugmentation | None = None,
         seed: int = 0,
         epoch: int = 0,
         rank: int = 0,
@@ -94,6 +97,7 @@ class Batches:
         self.order = order
         self.start = start
         self.augment = augment
+        self.jpeg = jpeg
         self.seed = seed
         self.epoch = epoch
         self.rank = rank
@@ -167,6 +171,8 @@ class Batches:
     def _batch(self, pixels: Tensor, index: Tensor) -> Batch:
         """Moves the bytes [N, channels, S, T] to the device, makes numbers of them and augments."""
         labels = self.image_set.labels[index]
+        if self.jpeg is not None:
+            pixels = self.jpeg(pixels, index, seed=self.seed, epoch=self.epoch)
         if self.pin_memory:
             pixels, labels = pixels.pin_memory(), labels.pin_memory()
         positions = index

@@ -21,6 +21,7 @@ from protofast.data.decode import Resize, decode_image, resize_image
 from protofast.errors import DataError
 
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
+Change = Callable[[Tensor], Tensor]  # of one image [channels, S', T'] uint8, of the same shape
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image
 
 
@@ -81,9 +82,22 @@ class ImageSet(Dataset[Sample]):
         """The image at ``index``: [channels, S, T] uint8. Safe to call from several threads."""
         raise NotImplementedError
 
+    def altered(self, index: int, change: Change) -> Tensor:
+        """The image at ``index`` with a change made to it before it is resized.
+
+        Images that come from files are decoded and cropped anew for it; those that do not, or that
+        were put into memory by hand, are changed as they are.
+        """
+        return change(self.image(index))
+
     def file(self, index: int) -> Path | None:
         """The file that the image comes from, or None if it has none."""
         return None
+
+    @property
+    def clean(self) -> ImageSet:
+        """The same images before anything was done to them on purpose; mostly this set itself."""
+        return self
 
     def __getitem__(self, index: int) -> Sample:
         position = _position(index, len(self))
@@ -122,7 +136,7 @@ class ImageSet(Dataset[Sample]):
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        return MemoryImageSet(pixels, source=self)
+        return MemoryImageSet(pixels, source=self, same_pixels=True)
 
 
 class MemoryImageSet(ImageSet):
@@ -131,9 +145,11 @@ class MemoryImageSet(ImageSet):
     Args:
         pixels: [n, channels, S, T] uint8.
         source: Where classes, labels, names, boxes, groups and files come from.
+        same_pixels: Whether the pixels come from there too, so that :meth:`altered` can change them
+            before they are resized.
     """
 
-    def __init__(self, pixels: Tensor, *, source: ImageSet) -> None:
+    def __init__(self, pixels: Tensor, *, source: ImageSet, same_pixels: bool = False) -> None:
         super().__init__(
             classes=source.classes,
             labels=source.labels,
@@ -148,14 +164,27 @@ class MemoryImageSet(ImageSet):
             raise ValueError(f"{len(pixels)} images but {len(self)} names")
         self.pixels = pixels
         self._source = source
+        self._same_pixels = same_pixels
 
     def image(self, index: int) -> Tensor:
         """See :meth:`ImageSet.image`."""
         return self.pixels[index]
 
+    def altered(self, index: int, change: Change) -> Tensor:
+        """See :meth:`ImageSet.altered`."""
+        if self._same_pixels:
+            return self._source.altered(index, change)
+        return change(self.pixels[index])
+
     def file(self, index: int) -> Path | None:
         """See :meth:`ImageSet.file`."""
         return self._source.file(index)
+
+    @property
+    def clean(self) -> ImageSet:
+        """See :attr:`ImageSet.clean`; images that were changed are read again."""
+        clean = self._source.clean
+        return self if clean is self._source or not self._same_pixels else clean
 
     def cached(self, *, threads: int = 2, progress: Progress | None = None) -> ImageSet:
         """This set itself; its pixels are in memory already."""
@@ -209,10 +238,18 @@ class FileImageSet(ImageSet):
 
     def image(self, index: int) -> Tensor:
         """See :meth:`ImageSet.image`."""
+        return self._resized(self._cropped(index))
+
+    def altered(self, index: int, change: Change) -> Tensor:
+        """See :meth:`ImageSet.altered`."""
+        return self._resized(change(self._cropped(index)))
+
+    def _cropped(self, index: int) -> Tensor:
         entry = self.entries[index]
         pixels = decode_image(entry.path, self.channels)
-        if entry.box is not None:
-            pixels = _crop(pixels, entry)
+        return pixels if entry.box is None else _crop(pixels, entry)
+
+    def _resized(self, pixels: Tensor) -> Tensor:
         return pixels if self.size is None else resize_image(pixels, self.size, resize=self.resize)
 
     def file(self, index: int) -> Path | None:
@@ -251,8 +288,16 @@ class _Subset(ImageSet):
     def image(self, index: int) -> Tensor:
         return self._source.image(self._positions[index])
 
+    def altered(self, index: int, change: Change) -> Tensor:
+        return self._source.altered(self._positions[index], change)
+
     def file(self, index: int) -> Path | None:
         return self._source.file(self._positions[index])
+
+    @property
+    def clean(self) -> ImageSet:
+        clean = self._source.clean
+        return self if clean is self._source else clean.subset(self._positions)
 
 
 class Splits(NamedTuple):

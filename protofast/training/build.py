@@ -12,6 +12,8 @@ from torch import Tensor
 from protofast.data import (
     Splits,
     check_leaks,
+    compress_splits,
+    compressed_classes,
     describe_leaks,
     open_birds,
     open_cars,
@@ -42,6 +44,10 @@ def build_data(
     workers = torch.get_num_threads() if threads is None else threads
     birds = settings.kind == "birds"
     splits = _birds(settings, progress, workers) if birds else _files(settings)
+    jpeg = settings.jpeg
+    if jpeg.compressed != "none":
+        classes = compressed_classes(len(splits.train.classes), jpeg.compressed, jpeg.seed)
+        splits = compress_splits(splits, classes, quality=jpeg.quality, codec=jpeg.codec)
     if settings.in_memory:
         train = splits.train.cached(threads=workers, progress=progress)
         same = splits.project is splits.train

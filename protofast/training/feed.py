@@ -33,6 +33,7 @@ class Feed:
         self._augmentation: Augmentation | None = settings.training.augmentation.build()
         if self._augmentation == Augmentation.none():
             self._augmentation = None
+        self._jpeg = settings.training.jpeg.build()
         if len(data.test) == 0:
             raise DataError(
                 "there are no test images, so there is no telling which checkpoint is best; give "
@@ -96,6 +97,7 @@ class Feed:
             order=("shuffle", seed, key),
             start=start,
             augment=self._augmentation if augment else None,
+            jpeg=self._jpeg if augment else None,
             seed=seed,
             epoch=key,
             rank=fabric.global_rank,

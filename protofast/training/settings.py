@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from protofast.data import Augmentation, birds
+from protofast.training.jpeg_settings import JpegAugmentationSettings, JpegSettings
 from protofast.training.setting_types import (
     Count,
     Fraction,
@@ -64,6 +65,7 @@ class DataSettings(Frozen):
         leaks: ``refuse`` to train where an image, or a group, is among both the training and the
             test images, or ``allow`` it (and do not look).
         in_memory: Decode all images once and keep them in memory (3·S·T bytes each).
+        jpeg: Which classes are compressed.
     """
 
     kind: Literal["birds", "cub", "cars", "folders"] = "birds"
@@ -83,6 +85,7 @@ class DataSettings(Frozen):
     split_seed: Seed | None = None
     leaks: Literal["refuse", "allow"] = "refuse"
     in_memory: bool = True
+    jpeg: JpegSettings = JpegSettings()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -314,6 +317,7 @@ class TrainingSettings(Frozen):
         optimizer: Learning rates.
         losses: Weights of the loss's terms.
         augmentation: What happens to training images.
+        jpeg: Which training images are compressed, before that.
         warm_head: What learns to classify in the warm stage: the ``prototypes`` (paper), or a
             ``linear`` layer on the max-pooled output of the backbone, dropped afterwards, which
             teaches a backbone without pretrained weights much faster.
@@ -347,6 +351,7 @@ class TrainingSettings(Frozen):
     optimizer: OptimizerSettings = OptimizerSettings()
     losses: LossSettings = LossSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
+    jpeg: JpegAugmentationSettings = JpegAugmentationSettings()
     warm_head: Literal["prototypes", "linear"] = "prototypes"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     freeze_batch_norm_after_projection: bool = True
