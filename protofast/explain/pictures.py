@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
 
 _JPEG_QUALITY = 86
+FRAME = "#ffdf3d"  # of boxes
 _LEVELS = 64  # shades of a stored heat map: more cannot be told apart, and cost space
 
 # Dark and clear where the similarity is low, bright where it is high: (level, red, green, blue,
@@ -102,6 +103,37 @@ def heatmap_png(heatmap: Tensor, *, longest: int = 64) -> bytes:
     shown = Image.fromarray(levels).convert("P")
     shown.putpalette(palette()[:, :3].tobytes())
     return _encoded(shown, "PNG", transparency=palette()[:, 3].tobytes(), optimize=True)
+
+
+def marked_png(
+    image: Tensor,
+    *,
+    heatmap: Tensor | None = None,
+    box: tuple[int, int, int, int] | None = None,
+    longest: int = 336,
+) -> bytes:
+    """The PNG file of an image with a heat map laid over it and a box drawn around a part of it.
+
+    Args:
+        image: [channels, S, T], uint8 or floating point in [0, 1].
+        heatmap: [S, T], stretched to its own range.
+        box: x0, y0, x1, y1 in pixels of the image; x1 and y1 are one past the last.
+        longest: Side in pixels that the longer side is enlarged or reduced to.
+    """
+    height, width = image.shape[-2:]
+    scale = longest / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shown = picture(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    if heatmap is not None:
+        heat = Image.fromarray(coloured(heatmap)).resize(size, Image.Resampling.BILINEAR)
+        shown.paste(heat, mask=heat)
+    if box is not None:
+        x0, y0, x1, y1 = (round(edge * scale) for edge in box)
+        draw = ImageDraw.Draw(shown)
+        for grown, color, line in ((0, "black", 5), (-1, FRAME, 3)):
+            corners = (x0 - grown, y0 - grown, max(x0, x1 - 1) + grown, max(y0, y1 - 1) + grown)
+            draw.rectangle(corners, outline=color, width=line)
+    return _encoded(shown, "PNG", optimize=True)
 
 
 def coloured(heatmap: Tensor) -> Pixels:
