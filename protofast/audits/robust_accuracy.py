@@ -84,9 +84,7 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
             with torch.no_grad():
                 logits = subject.model(adversarial).logits
             guessed = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -1)
-            judged.update(
-                zip(some, zip(guessed.tolist(), steps.tolist(), strict=True), strict=True)
-            )
+            judged |= dict(zip(some, torch.stack([guessed, steps], dim=1).tolist(), strict=True))
         return [self._row(subject, position, judged.get(position)) for position in positions]
 
     @staticmethod
