@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import typer
 
-from protofast.cli import demo, evaluate, explain, info, refine, train
+from protofast.cli import audit, demo, evaluate, explain, info, refine, train
 from protofast.cli.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -112,6 +112,7 @@ for _command in (
     refine.prune,
     explain.explain,
     explain.report,
+    audit.audit,
     info.info,
 ):
     app.command(help=help_text(_command))(guarded(_command))

@@ -67,9 +67,15 @@ def read_data(folder: RunFolder) -> Splits:
         )
 
 
-def read_test_images(folder: RunFolder) -> ImageSet:
-    """Open (or render) the test images of a run alone, with a bar."""
-    settings = folder.settings.data
+def read_test_images(folder: RunFolder, settings: DataSettings | None = None) -> ImageSet:
+    """Open (or render) the test images of a run alone, with a bar.
+
+    Args:
+        folder: The run.
+        settings: Which images; by default the run's.
+    """
+    if settings is None:
+        settings = folder.settings.data
     lazy = settings.model_copy(update={"leaks": "allow", "in_memory": False})
     with _remedy_for_root(settings, folder), progress_bar() as report:
         test = build_data(

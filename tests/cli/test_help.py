@@ -10,7 +10,10 @@ from commands import command, start, wait
 from protofast.cli.train import RECIPES
 from protofast.training import recipes
 
-COMMANDS = ("demo", "train", "evaluate", "project", "prune", "explain", "report", "info")
+COMMANDS = (
+    *("demo", "train", "evaluate", "project", "prune"),
+    *("explain", "report", "audit", "info"),
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,0 +1,9 @@
+"""All audits, in the order in which they run and are reported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protofast.audits.audit import Audit
+
+AUDITS: tuple[type[Audit[Any]], ...] = ()

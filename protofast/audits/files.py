@@ -1,0 +1,200 @@
+"""An audit folder: what an audit leaves behind, and what an interrupted one goes on from.
+
+```
+settings.toml                                   what was audited, and how
+units/<model>/predictions/<number>.json         the classes named, by unit of images
+units/<model>/<audit>-<protocol>/<number>.json  the rows of each unit of work
+tables/<model>-<audit>-<protocol>.csv           all rows of an audit
+pictures/<model>/<audit>-<protocol>/*.png       the most telling of them
+audit.json                                      every number; what the report is made from
+```
+
+A unit is written whole or not at all, with a fingerprint of everything its rows depend on: one of
+other weights, images, settings or another version is not taken for done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from protofast.audits.audit import Picture, Row
+from protofast.errors import RunFolderError
+from protofast.files import finite, locked, write_atomically
+
+FORMAT = 1
+_OWN = ("settings.toml", "units", "tables", "pictures", "audit.json", "audit.html", ".lock")
+_LIST = "pictures.json"
+# What reading a file that is missing, cut short, or somebody else's leads to.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+class Unit(NamedTuple):
+    """A piece of work that was done: its rows as JSON gives them back, and what it took."""
+
+    rows: list[Row]
+    seconds: float
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, the same for the same values in any order of keys."""
+    said = json.dumps(finite(facts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """Rows as comma-separated values; lists and tables in a cell as JSON, None as nothing."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(column)) for column in columns])
+    return text.getvalue()
+
+
+class AuditFolder:
+    """A folder that holds an audit; :meth:`open` makes it where there is none.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def open(path: Path | str) -> AuditFolder:
+        """The audit folder at ``path``, old or new.
+
+        Raises:
+            RunFolderError: There is something else at ``path``.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path} is a file; choose another folder for the audit (--out)")
+        if path.is_dir() and not (path / "units").is_dir():
+            foreign = sorted(file.name for file in path.iterdir() if file.name not in _OWN)
+            if (path / "settings.toml").exists() or foreign:
+                raise RunFolderError(
+                    f"{path} is neither an audit folder nor empty (it holds "
+                    f"{(foreign or ['settings.toml'])[0]}); choose another for the audit (--out)"
+                )
+        (path / "units").mkdir(parents=True, exist_ok=True)
+        return AuditFolder(path)
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps every other process from working on this audit; see :func:`protofast.files.locked`.
+
+        Raises:
+            RunFolderError: Another process holds it.
+        """
+        return locked(self.path)
+
+    def sweep(self) -> None:
+        """Deletes what a killed audit left half-written; call it under the lock."""
+        for pattern in (".*.tmp", "units/*/*/.*.tmp", "tables/.*.tmp"):
+            for file in (*self.path.glob(pattern),):
+                file.unlink(missing_ok=True)
+        for folder in (*self.path.glob("pictures/*/.*.tmp"),):
+            shutil.rmtree(folder)
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file of the folder atomically, unless it says that already."""
+        file = self.path / name
+        if not file.is_file() or file.read_bytes() != text.encode():
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, text)
+
+    # ----- units -----
+
+    def read_unit(self, part: str, number: int, mark: str) -> Unit | None:
+        """A unit that is done; None if it is not there, half of it is, or its mark is another.
+
+        Args:
+            part: ``<model>/<audit>-<protocol>``.
+            number: Which unit, from 0.
+            mark: The fingerprint of everything its rows depend on.
+        """
+        try:
+            found = json.loads(self._unit(part, number).read_bytes())
+            if found["fingerprint"] != mark or not isinstance(found["rows"], list):
+                return None
+            return Unit(found["rows"], float(found["seconds"]))
+        except _DAMAGED:
+            return None
+
+    def write_unit(
+        self, part: str, number: int, mark: str, rows: Sequence[Row], seconds: float
+    ) -> Unit:
+        """Writes a unit; returns it as :meth:`read_unit` would, numbers not finite as None."""
+        file = self._unit(part, number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        said = {"fingerprint": mark, "seconds": round(seconds, 3), "rows": finite(list(rows))}
+        text = json.dumps(said, allow_nan=False)
+        write_atomically(file, text + "\n")
+        return Unit(json.loads(text)["rows"], said["seconds"])
+
+    def _unit(self, part: str, number: int) -> Path:
+        return self.path / "units" / part / f"{number:04d}.json"
+
+    # ----- pictures -----
+
+    def pictures(
+        self, part: str, mark: str, draw: Callable[[Path], list[Picture]]
+    ) -> list[dict[str, Any]]:
+        """The pictures of an audit, drawn if they are not there yet; entries of ``audit.json``.
+
+        Args:
+            part: ``<model>/<audit>-<protocol>``.
+            mark: The fingerprint of everything they depend on.
+            draw: Draws into the folder it is given, and says what it drew.
+        """
+        folder = self.path / "pictures" / part
+        found = self._drawn(folder, mark)
+        if found is not None:
+            return found
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        draft.mkdir(parents=True)
+        try:
+            entries = [self._entry(part, picture, draft) for picture in draw(draft)]
+            text = json.dumps({"fingerprint": mark, "pictures": entries}, indent=1)
+            write_atomically(draft / _LIST, text + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return entries
+
+    @staticmethod
+    def _entry(part: str, picture: Picture, folder: Path) -> dict[str, Any]:
+        missing = [file for file in picture.files.values() if not (folder / file).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{part}: the picture {missing[0]} was not drawn")
+        files = {shows: f"pictures/{part}/{file}" for shows, file in picture.files.items()}
+        return {"files": files, "caption": picture.caption, "image": picture.image}
+
+    def _drawn(self, folder: Path, mark: str) -> list[dict[str, Any]] | None:
+        try:
+            found = json.loads((folder / _LIST).read_bytes())
+            entries: list[dict[str, Any]] = found["pictures"]
+            files = [self.path / file for entry in entries for file in entry["files"].values()]
+            return entries if found["fingerprint"] == mark and all(map(_there, files)) else None
+        except _DAMAGED:
+            return None
+
+
+def _there(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value

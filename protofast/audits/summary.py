@@ -1,0 +1,126 @@
+"""What an audit folder says of a whole audit: ``audit.json`` and ``settings.toml``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from typing import Any
+
+import tomli_w
+import torch
+from torch import Tensor
+
+from protofast.audits.audit import Audit
+from protofast.audits.files import FORMAT
+from protofast.audits.subjects import AuditedModel
+from protofast.data import ImageSet
+
+# A defence, the table of training settings that asks for it, its key, and what stands for none.
+_DEFENCES = (
+    ("adversarial", "adversarial", "method", "none"),
+    ("alignment", "alignment", "weight", 0),
+    ("masking", "masking", "probability", 0),
+    ("jpeg", "jpeg", "probability", 0),
+)
+
+
+def audit_text(content: Mapping[str, Any]) -> str:
+    """``audit.json``; its numbers are finite or null."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def describe_audit(
+    models: Sequence[AuditedModel],
+    identities: Sequence[str],
+    predictions: Sequence[Tensor],
+    images: ImageSet,
+    seed: int,
+) -> dict[str, Any]:
+    """What ``audit.json`` says before its results.
+
+    Args:
+        models: The audited models.
+        identities: The SHA-256 of each one's checkpoint or weights.
+        predictions: int64 [n], the class that each names for every image.
+        images: The images.
+        seed: Key of the random numbers.
+    """
+    return {
+        "format": FORMAT,
+        "seed": seed,
+        "classes": list(images.classes),
+        "data": {"description": images.description, "images": len(images)},
+        "models": [
+            _model(*each, images) for each in zip(models, identities, predictions, strict=True)
+        ],
+    }
+
+
+def settings_text(
+    models: Sequence[AuditedModel], audits: Sequence[Audit[Any]], seed: int, batch_size: int
+) -> str:
+    """``settings.toml``: what is audited, and how."""
+    said = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "models": {each.name: {"run": each.run, "checkpoint": each.checkpoint} for each in models},
+        "audits": [
+            {"audit": each.name, **each.settings.model_dump(mode="json", exclude_none=True)}
+            for each in audits
+        ],
+    }
+    return tomli_w.dumps(said)
+
+
+def defences(facts: Mapping[str, Any]) -> list[str]:
+    """What a run's settings did against what the audits measure: names, as in ``audit.json``."""
+    training = facts.get("training", {})
+    return [
+        name
+        for name, table, key, none in _DEFENCES
+        if training.get(table, {}).get(key, none) != none
+    ]
+
+
+def environment(models: Sequence[AuditedModel]) -> dict[str, Any]:
+    """When and with what an audit was finished."""
+    return {
+        "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "protofast": version(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "devices": sorted({str(each.model.prototypes.device) for each in models}),
+    }
+
+
+def version() -> str | None:
+    """Protofast's version, or None for a source tree that is not installed."""
+    try:
+        return version_of("protofast")
+    except PackageNotFoundError:
+        return None
+
+
+def _model(
+    audited: AuditedModel, identity: str, predictions: Tensor, images: ImageSet
+) -> dict[str, Any]:
+    described = audited.facts.get("model", {})
+    right = int((predictions == images.labels).sum())
+    return {
+        "name": audited.name,
+        "run": audited.run or None,
+        "checkpoint": audited.checkpoint or None,
+        "checkpoint_sha256": identity,
+        "classes": audited.model.num_classes,
+        "prototypes": audited.model.num_prototypes,
+        "metric": described.get("metric"),
+        "similarity": described.get("similarity"),
+        "accuracy": right / len(images),
+        "settings": dict(audited.facts),
+        "defences": defences(audited.facts),
+    }

@@ -1,0 +1,113 @@
+"""`protofast audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protofast.cli.options import Checkpoint, Device, Threads, choose_device
+from protofast.errors import command_line
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...", help="Folders of runs trained on the same classes, one or several."
+    ),
+]
+Audits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--audit",
+        metavar="NAME",
+        help="Which audit to run; may be repeated. By default all that know the protocol.",
+    ),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="paper (what the papers say), released (what their released code computes), targeted "
+        "(Head on Stomach with single targets), or all.",
+    ),
+]
+Subset = Annotated[
+    int | None,
+    typer.Option(
+        "--images",
+        metavar="N",
+        min=1,
+        help="Test images that each audit looks at, drawn at random; by default its own number.",
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Key of all random numbers.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one setting, e.g. --set head_on_stomach.steps=10; may be repeated. "
+        "KEY= with nothing after it goes back to the protocol's value.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="The audit folder to make or go on with; by default RUN/audits/<protocol>, and for "
+        "several runs audits/<run>-vs-<run>.",
+    ),
+]
+
+
+def audit(
+    runs: Runs,
+    audits: Audits = None,
+    protocol: Protocol = "paper",
+    images: Subset = None,
+    seed: Seed = 0,
+    overrides: Overrides = None,
+    checkpoint: Checkpoint = "best",
+    out: Out = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> int:
+    """Measure how far a run's explanations can be trusted, or compare several runs.
+
+    Writes audit.json (every number with its protocol, settings and interval), a table of all
+    images for each audit, pictures, and audit.html. Whatever stops it, the same command goes on
+    where it was; what is done is not done again.
+
+    Examples:
+      protofast audit runs/cub
+      protofast audit runs/plain runs/defended --images 100
+      protofast audit runs/cub --audit head_on_stomach --protocol released
+    """
+    from protofast.audits import build_audits
+    from protofast.cli.audits import audit_and_report, default_folder
+
+    chosen = choose_device(device, threads)
+    wanted = build_audits(audits or [], protocol=protocol, images=images, overrides=overrides or [])
+    folder = out or default_folder(runs, protocol)
+    options: list[tuple[str, object, object]] = [
+        *(("--audit", name, None) for name in audits or []),
+        ("--protocol", protocol, "paper"),
+        ("--images", images, None),
+        ("--seed", seed, 0),
+        *(("--set", override, None) for override in overrides or []),
+        ("--checkpoint", checkpoint, "best"),
+        ("--out", out, None),
+        ("--device", device, "auto"),
+        ("--threads", threads, None),
+    ]
+    given = [word for option, value, usual in options if value != usual for word in (option, value)]
+    return audit_and_report(
+        runs,
+        wanted,
+        folder,
+        checkpoint=checkpoint,
+        seed=seed,
+        device=chosen,
+        again=command_line("audit", *runs, *map(str, given)),
+    )

@@ -1,0 +1,128 @@
+"""What the commands do with audits: run them on trained runs, print the numbers, report."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from protofast.audits import Audit, AuditResult, run_audits
+from protofast.audits.runs import audited_models, run_names, shared_data
+from protofast.cli.console import (
+    EXIT_INTERRUPTED,
+    console,
+    duration,
+    print_note,
+    print_path,
+    print_table,
+)
+from protofast.cli.runs import open_run, read_test_images
+
+Entry = dict[str, Any]
+
+
+def default_folder(runs: Sequence[Path], protocol: str) -> Path:
+    """Where an audit goes that is not told: into the run, or beside several."""
+    if len(runs) == 1:
+        return runs[0] / "audits" / protocol
+    return Path("audits") / "-vs-".join(run_names(runs))
+
+
+def audit_and_report(
+    runs: Sequence[Path],
+    audits: Sequence[Audit[Any]],
+    out: Path,
+    *,
+    checkpoint: str,
+    seed: int,
+    device: torch.device,
+    again: str,
+) -> int:
+    """Audit runs, print the numbers and write the report; the exit code.
+
+    Args:
+        runs: The run folders.
+        audits: What to measure.
+        out: The audit folder.
+        checkpoint: Which of each run.
+        seed: Key of the random numbers.
+        device: Where to compute.
+        again: The command that goes on with an interrupted audit.
+    """
+    started = time.monotonic()
+    folders = [open_run(run, checkpoint) for run in runs]
+    settings = shared_data(folders)
+    try:
+        images = read_test_images(folders[0], settings)
+        models = audited_models(folders, images, checkpoint=checkpoint, device=device)
+        with _bar() as tell:
+            result = run_audits(models, images, audits, out, seed=seed, progress=tell)
+    except KeyboardInterrupt:
+        print_note(f"interrupted; what is done is kept; go on with: {again}")
+        return EXIT_INTERRUPTED
+    print_note(f"audited in {duration(time.monotonic() - started)}")
+    _print_numbers(result)
+    print_path("audit", out)
+    return 0
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar over all work, which says what is being done and how long it will take."""
+    bars = Progress(
+        TextColumn("{task.description:<40}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console(),
+        transient=True,
+        disable=not console().is_terminal,
+        speed_estimate_period=300,
+    )
+    tasks: dict[int, Any] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if total not in tasks:  # the predictions first, then the audits
+            for task in tasks.values():
+                bars.update(task, visible=False)
+            tasks[total] = bars.add_task(what, total=total, completed=done)
+        bars.update(tasks[total], description=what, completed=done)
+
+    with bars:
+        yield tell
+
+
+def _print_numbers(result: AuditResult) -> None:
+    """A table of each audit under each protocol, the models side by side."""
+    names = [model["name"] for model in result.summary["models"]]
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in result.summary["audits"]:
+        groups.setdefault((entry["title"], entry["protocol"]), []).append(entry)
+    for (title, protocol), entries in groups.items():
+        rows: dict[str, list[str]] = {}
+        for entry in entries:
+            for number in entry["numbers"]:
+                cells = rows.setdefault(number["label"], [""] * len(names))
+                cells[entry["model"]] = _said(number)
+        listed = [[label, *cells] for label, cells in rows.items()]
+        print_table(f"{title} ({protocol})", ["", *names], listed)
+
+
+def _said(number: Entry) -> str:
+    """`97.5 % [92.0, 99.1]`, or a dash where nothing could be measured."""
+    if number["value"] is None:
+        return "-"
+    unit = f" {number['unit']}" if number["unit"] else ""
+    text = f"{_short(number['value'])}{unit}"
+    if number["low"] is None or number["high"] is None:
+        return text
+    return f"{text} [{_short(number['low'])}, {_short(number['high'])}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
