@@ -5,5 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from protofast.audits.audit import Audit
+from protofast.audits.robust_accuracy import RobustAccuracy
 
-AUDITS: tuple[type[Audit[Any]], ...] = ()
+AUDITS: tuple[type[Audit[Any]], ...] = (RobustAccuracy,)
