@@ -14,18 +14,34 @@ from protofast.errors import SettingsError
 if TYPE_CHECKING:
     from protofast.training import Settings
 
-# As protofast.training.recipes() does, but without importing PyTorch for `--help`.
-RECIPES = sorted(
-    entry.name.removesuffix(".toml")
-    for entry in (files("protofast") / "training" / "recipes").iterdir()
-    if entry.name.endswith(".toml")
-)
+
+def _names(*folders: str) -> list[str]:
+    """As protofast.training.recipes() does, but without importing PyTorch for `--help`."""
+    folder = files("protofast").joinpath("training", "recipes", *folders)
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+RECIPES = _names()
+PARTS = _names("parts")
 
 Recipe = Annotated[
     str | None,
     typer.Argument(
         metavar="RECIPE",
         help=f"A recipe ({', '.join(RECIPES)}) or a TOML file of your own; not with --resume.",
+    ),
+]
+Parts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="PART",
+        help=f"What goes over the recipe: {', '.join(PARTS)}, or a TOML file of your own; may be "
+        "repeated, the last one has the last word.",
     ),
 ]
 Data = Annotated[
@@ -38,7 +54,10 @@ Data = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="The run folder to make; by default runs/<recipe>."),
+    typer.Option(
+        metavar="FOLDER",
+        help="The run folder to make; by default runs/<recipe>, and -<part> for each.",
+    ),
 ]
 Resume = Annotated[
     Path | None,
@@ -62,6 +81,7 @@ Report = Annotated[
 
 def train(
     recipe: Recipe = None,
+    parts: Parts = None,
     data: Data = None,
     out: Out = None,
     resume: Resume = None,
@@ -79,12 +99,18 @@ def train(
     Examples:
       protofast train paper --data CUB_200_2011 --out runs/cub
       protofast train paper --data my_images --set model.backbone=resnet18
+      protofast train demo --with adversarial --with aligned
       protofast train --resume runs/cub
     """
     from protofast.cli.runs import train_and_report
 
     if resume is not None:
-        settings, folder = _resumed(recipe, data, out, resume, overrides), resume
+        if recipe is not None or parts or data is not None or out is not None:
+            raise SettingsError(
+                "--resume RUN takes recipe, parts, data and folder from the run; leave the others "
+                "out"
+            )
+        settings, folder = _resumed(resume, overrides), resume
     elif not recipe:
         raise SettingsError(
             f"which recipe? Give one of {', '.join(RECIPES)}, a TOML file, or --resume RUN"
@@ -94,8 +120,11 @@ def train(
     else:
         from protofast.training import load_settings
 
-        settings = anchored(load_settings(recipe, [*data_overrides(data), *(overrides or [])]))
-        folder = out or Path("runs") / Path(recipe).stem
+        said = [*data_overrides(data), *(overrides or [])]
+        settings = anchored(load_settings(recipe, said, parts=parts or []))
+        folder = out or Path("runs") / "-".join(
+            Path(name).stem for name in (recipe, *(parts or []))
+        )
     return train_and_report(
         settings,
         folder,
@@ -139,19 +168,9 @@ def anchored(settings: Settings) -> Settings:
     return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
 
 
-def _resumed(
-    recipe: str | None,
-    data: Path | None,
-    out: Path | None,
-    resume: Path,
-    overrides: list[str] | None,
-) -> Settings:
+def _resumed(resume: Path, overrides: list[str] | None) -> Settings:
     from protofast.training import RunFolder, load_settings
 
-    if recipe is not None or data is not None or out is not None:
-        raise SettingsError(
-            "--resume RUN takes recipe, data and folder from the run; leave the others out"
-        )
     folder = RunFolder.open(resume)
     before = folder.settings  # says so if the file is damaged
     return load_settings(folder.path / "settings.toml", overrides) if overrides else before

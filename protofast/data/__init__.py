@@ -17,6 +17,7 @@ from protofast.data.jpeg import (
     round_trip,
 )
 from protofast.data.leaks import Leak, check_leaks, describe_leaks
+from protofast.data.masking import Masking
 
 __all__ = [
     "PARTS",
@@ -30,6 +31,7 @@ __all__ = [
     "ImageSet",
     "JpegAugmentation",
     "Leak",
+    "Masking",
     "MemoryImageSet",
     "Sample",
     "Splits",

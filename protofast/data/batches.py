@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from protofast.data.augmentation import Augmentation
 from protofast.data.image_set import ImageSet
 from protofast.data.jpeg import JpegAugmentation
 from protofast.data.randomness import permutation
@@ -29,6 +28,13 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # [N] int64
 
 
+class Alteration(Protocol):
+    """What may be done to images: :class:`Augmentation`, for example."""
+
+    def __call__(self, images: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+        """Images [N, channels, S, T] in [0, 1] to others; depends on nothing but the arguments."""
+
+
 class Batches:
     """The images of an ImageSet, batch by batch; iterate over it as often as you like.
 
@@ -43,7 +49,7 @@ class Batches:
         order: None for the ImageSet's own order, or ``("shuffle", seed, epoch)``.
         start: Number of the first batch to yield, to resume in the middle of an epoch. ``len()``
             counts what is left.
-        augment: What to do to the images, or None.
+        augment: What to do to the images, in this order.
         jpeg: Which images are compressed to JPEG, before ``augment``; or None.
         seed: Key of the augmentation.
         epoch: Key of the augmentation.
@@ -69,7 +75,7 @@ class Batches:
         *,
         order: Order | None = None,
         start: int = 0,
-        augment: Augmentation | None = None,
+        augment: Alteration | Sequence[Alteration] | None = None,
         jpeg: JpegAugmentation | None = None,
         seed: int = 0,
         epoch: int = 0,
@@ -96,8 +102,8 @@ class Batches:
         self.batch_size = batch_size
         self.order = order
         self.start = start
-        self.augment = augment
         self.jpeg = jpeg
+        self.augment = (augment,) if callable(augment) else tuple(augment or ())
         self.seed = seed
         self.epoch = epoch
         self.rank = rank
@@ -181,6 +187,6 @@ class Batches:
             labels = labels.to(self.device, non_blocking=True)
             positions = index.to(self.device, non_blocking=True)
         images = pixels.to(torch.float32).div_(255)
-        if self.augment is not None:
-            images = self.augment(images, index, seed=self.seed, epoch=self.epoch)
+        for alter in self.augment:
+            images = alter(images, index, seed=self.seed, epoch=self.epoch)
         return Batch(images, labels, positions)

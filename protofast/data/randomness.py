@@ -38,6 +38,15 @@ def uniform(count: int, *keys: int | npt.NDArray[np.int64]) -> npt.NDArray[np.fl
     return (_mix(state + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def uniform_at(
+    rows: npt.NDArray[np.int64], places: npt.NDArray[np.int64], *keys: int | npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """``uniform(count, *keys)[rows, places]`` for any large enough count, without the others."""
+    steps = (places.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    words = _mix(hash_keys(*keys)[rows] + steps)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def permutation(length: int, *keys: int) -> npt.NDArray[np.int64]:
     """A random order of 0 … length-1 that depends on nothing but the keys."""
     words = hash_keys(*keys, np.arange(length, dtype=np.int64))

@@ -6,7 +6,7 @@ from protofast.training.progress import for_terminal
 from protofast.training.refine import Refined, project_run, prune_run
 from protofast.training.run_folder import LoadedModel, RunFolder, check_classes
 from protofast.training.settings import Settings
-from protofast.training.settings_file import differences, load_settings, recipes
+from protofast.training.settings_file import differences, load_settings, recipe_parts, recipes
 from protofast.training.train import Result, check_changes, train
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "other_images",
     "project_run",
     "prune_run",
+    "recipe_parts",
     "recipes",
     "train",
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from protofast.data import Augmentation, Batch, Batches, ImageSet, Splits
+from protofast.data.batches import Alteration
 from protofast.errors import DataError
 from protofast.training.activations import IndexBatch, index_batches
 from protofast.training.schedule import PlanStep
@@ -21,19 +23,26 @@ class Feed:
     With several ranks the last training batch of a pass is left out if it is not full everywhere,
     because ranks must take the same number of steps with batches of the same size.
 
+    Args:
+        settings: What to do.
+        data: The images.
+        fabric: Device and ranks.
+        mean: By which the network normalises, [channels]; for masking.
+        std: Likewise.
+
     Raises:
         DataError: There are no test images; or fewer training images than one batch of all ranks,
             where there are several.
     """
 
-    def __init__(self, settings: Settings, data: Splits, fabric: Fabric) -> None:
+    def __init__(
+        self, settings: Settings, data: Splits, fabric: Fabric, *, mean: Tensor, std: Tensor
+    ) -> None:
         self.data = data
         self._training = settings.training
         self._fabric = fabric
-        self._augmentation: Augmentation | None = settings.training.augmentation.build()
-        if self._augmentation == Augmentation.none():
-            self._augmentation = None
         self._jpeg = settings.training.jpeg.build()
+        self._alterations = _alterations(settings, mean, std)
         if len(data.test) == 0:
             raise DataError(
                 "there are no test images, so there is no telling which checkpoint is best; give "
@@ -63,6 +72,10 @@ class Feed:
     def batches_in(self, step: PlanStep) -> int:
         """Training batches in an epoch of this stage."""
         return self.per_pass * self.passes(step)
+
+    def key(self, step: PlanStep, batch: int) -> int:
+        """What the random numbers of a step's batch are keyed by: a number for each pass."""
+        return step.step * _PASSES + batch // self.per_pass
 
     def training(self, step: PlanStep, start: int) -> Iterator[Batch]:
         """Shuffled, augmented batches of a step, from batch number ``start`` on."""
@@ -96,8 +109,8 @@ class Feed:
             self._training.batch_size,
             order=("shuffle", seed, key),
             start=start,
-            augment=self._augmentation if augment else None,
             jpeg=self._jpeg if augment else None,
+            augment=self._alterations if augment else None,
             seed=seed,
             epoch=key,
             rank=fabric.global_rank,
@@ -119,3 +132,14 @@ class Feed:
             pin_memory=fabric.device.type == "cuda",
             device=fabric.device,
         )
+
+
+def _alterations(settings: Settings, mean: Tensor, std: Tensor) -> list[Alteration]:
+    """What happens to training images, first to last."""
+    training, found = settings.training, list[Alteration]()
+    augmentation = training.augmentation.build()
+    if augmentation != Augmentation.none():
+        found.append(augmentation)
+    if training.masking.probability:
+        found.append(training.masking.build(mean, std))
+    return found

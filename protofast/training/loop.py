@@ -23,7 +23,6 @@ from torch import Tensor, distributed
 from protofast.data import Splits
 from protofast.errors import ProtofastError
 from protofast.files import finite
-from protofast.losses import classification_loss, cluster_loss, last_layer_l1, separation_loss
 from protofast.models.protocol import Output
 from protofast.projection import project_prototypes
 from protofast.scan import evaluating
@@ -34,12 +33,14 @@ from protofast.training.feed import Feed
 from protofast.training.health import HealthWarning
 from protofast.training.images import checksums
 from protofast.training.journal import PARTIAL, Journal
+from protofast.training.objective import training_loss
 from protofast.training.optimizers import LearningStage, learnable, set_rates
+from protofast.training.perturb import Perturb
 from protofast.training.progress import summary
 from protofast.training.prototypes_table import prototype_rows
 from protofast.training.schedule import PlanStep, is_tested, plan
 from protofast.training.settings import Settings
-from protofast.training.stages import Perturb, Stages
+from protofast.training.stages import Stages
 from protofast.training.state import EpochSums, State, means
 from protofast.training.testing import run_test
 from protofast.training.workload import Workload
@@ -59,9 +60,8 @@ class Loop:
         state: Model, optimisers and place; changed in place.
         journal: Where numbers and checkpoints go.
         stop: When set, the loop saves a checkpoint and returns.
-        perturb: Called as ``perturb(model, images, labels)`` before each training step; what it
-            returns (unless None) takes the place of the images. For adversarial training. The model
-            gives an Output; where ``warm_head`` is ``linear``, one without prototypes.
+        perturb: Called before each training step; what it returns (unless None) takes the place of
+            the images. For adversarial training. See :class:`protofast.training.perturb.Perturb`.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Loop:
         self.progress = journal.progress
         self.stop = stop
         self.plan = plan(settings.training.schedule)
-        self.feed = Feed(settings, data, fabric)
+        self.feed = Feed(settings, data, fabric, mean=state.model.mean, std=state.model.std)
         check_single_images(state.model, data.train, self.feed.smallest_batch)
         self.class_weights = build_class_weights(settings.training.losses, data, fabric.device)
         # Fabric's wrappers share the optimisers' state; the state belongs to the bare ones.
@@ -150,13 +150,19 @@ class Loop:
         clock = time.monotonic()
         for batch in self.stages.batches(step):
             set_rates(state.optimizers[stage], self.stages.factor(step, state.batch / total))
-            output = forward(batch)
-            loss, terms = self._loss(output, batch.labels)
+            passed = forward(batch)
+            loss, terms = training_loss(
+                passed,
+                batch.labels,
+                state.model,
+                settings=self.settings.training,
+                class_weights=self.class_weights,
+            )
             optimizer.zero_grad()
             self.fabric.backward(loss)
             optimizer.step()
             state.batch += 1
-            self._count(output, batch.labels, [loss, *terms])
+            self._count(passed.output, batch.labels, [loss, *terms])
             now = time.monotonic()
             state.sums.seconds += now - clock
             self._between_batches(step, total)
@@ -177,6 +183,8 @@ class Loop:
         if self.stages.is_linear(step):
             for unknown in ("cluster", "separation", "l1", "never_winning"):
                 del row[unknown]
+        if not self.stages.is_aligned(step):
+            del row["alignment"]
         self._check_finite(step, values)
         self._share_buffers()
         if step.last and not self.stages.is_linear(step):
@@ -206,24 +214,6 @@ class Loop:
             f"training diverged: {what}; lower the learning rates (training.optimizer); the last "
             f"checkpoint from before this is {before or 'missing: there is none yet'}"
         )
-
-    def _loss(self, output: Output, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The total and its terms, in the order of ``state.TERMS``."""
-        weights, model = self.settings.training.losses, self.state.model
-        cross_entropy = classification_loss(output.logits, labels, self.class_weights)
-        if output.distances.shape[1] == 0:  # the linear head of the warm stage knows no prototypes
-            nothing = torch.zeros_like(cross_entropy)
-            return weights.cross_entropy * cross_entropy, [cross_entropy, *[nothing] * 3]
-        cluster = cluster_loss(output.distances, labels, model.prototype_class)
-        separation = separation_loss(output.distances, labels, model.prototype_class)
-        l1 = last_layer_l1(model.last_layer.weight, model.prototype_class)
-        loss = (
-            weights.cross_entropy * cross_entropy
-            + weights.cluster * cluster
-            - weights.separation * separation
-            + weights.l1 * l1
-        )
-        return loss, [cross_entropy, cluster, separation, l1]
 
     def _project(self, step: PlanStep) -> dict[str, Any]:
         """Every prototype becomes the nearest patch of an image of its class."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from protofast.models import ProtoPNet
-from protofast.training.settings import LearningRates, OptimizerSettings
+from protofast.training.rates import LearningRates, OptimizerSettings
 
 LearningStage = Literal["warm", "joint", "last_layer"]
 LEARNING_STAGES: tuple[LearningStage, ...] = ("warm", "joint", "last_layer")

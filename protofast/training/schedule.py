@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from protofast.errors import SettingsError
-from protofast.training.settings import OptimizerSettings, ScheduleSettings, TrainingSettings
+from protofast.training.rates import OptimizerSettings
+from protofast.training.settings import ScheduleSettings, TrainingSettings
 
 Stage = Literal["warm", "joint", "project", "last_layer"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction as Ratio
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -11,6 +12,16 @@ from pydantic_core import PydanticCustomError
 
 def _tuple_from_list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _number_from_ratio(value: Any) -> Any:
+    """`8/255` as a number; whatever else is left for the type to refuse."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Ratio(value))
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
 
 
 Pair = Annotated[tuple[int, int], BeforeValidator(_tuple_from_list)]
@@ -23,6 +34,8 @@ Location = Annotated[str, AfterValidator(os.path.expanduser)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Shares = Annotated[tuple[Fraction, Fraction], BeforeValidator(_tuple_from_list)]
+Brightness = Annotated[float, BeforeValidator(_number_from_ratio), Field(gt=0, le=1)]
 
 
 def wrong(key: str, problem: str) -> PydanticCustomError:

@@ -13,6 +13,12 @@ from pydantic import Field, model_validator
 
 from protofast.data import Augmentation, birds
 from protofast.training.jpeg_settings import JpegAugmentationSettings, JpegSettings
+from protofast.training.defences import (
+    AdversarialSettings,
+    AlignmentSettings,
+    MaskingSettings,
+)
+from protofast.training.rates import OptimizerSettings
 from protofast.training.setting_types import (
     Count,
     Fraction,
@@ -181,80 +187,6 @@ class ScheduleSettings(Frozen):
     last_layer_passes: Count = 30
 
 
-class LearningRates(Frozen):
-    """Adam's learning rate of each part of the network; 0 freezes the part.
-
-    Each stage has defaults of its own, so a rate that is left out is the paper's.
-    """
-
-    backbone: Rate = 0.0
-    add_on: Rate = 0.0
-    prototypes: Rate = 0.0
-    last_layer: Rate = 0.0
-
-    @model_validator(mode="after")
-    def _something_learns(self) -> LearningRates:
-        if not (self.backbone or self.add_on or self.prototypes or self.last_layer):
-            raise wrong("", "at least one part must have a learning rate above 0")
-        return self
-
-
-class WarmRates(LearningRates):
-    """Learning rates of the warm stage."""
-
-    add_on: Rate = 3e-3
-    prototypes: Rate = 3e-3
-
-
-class JointRates(LearningRates):
-    """Learning rates of the joint stage."""
-
-    backbone: Rate = 1e-4
-    add_on: Rate = 3e-3
-    prototypes: Rate = 3e-3
-
-
-class LastLayerRates(LearningRates):
-    """Learning rates of the last-layer stage."""
-
-    last_layer: Rate = 1e-4
-
-
-class WeightDecay(Frozen):
-    """Adam's weight decay (the L2 term in the gradient) of each part of the network."""
-
-    backbone: Rate = 1e-3
-    add_on: Rate = 1e-3
-    prototypes: Rate = 0.0
-    last_layer: Rate = 0.0
-
-
-class OptimizerSettings(Frozen):
-    """One Adam per stage; each keeps its moments from cycle to cycle, as in the original.
-
-    Attributes:
-        warm: Rates of the warm stage; under ``warm_head = "linear"`` the backbone's alone counts.
-        joint: Rates of the joint stage at their highest; they decay.
-        last_layer: Rates of the last-layer stage; constant.
-        weight_decay: For all three.
-        warm_decay: ``none`` (paper), or ``one_cycle``: up from zero over the first fifth of the
-            warm stage, then down to zero along a cosine, batch by batch.
-        joint_decay: ``steps`` (paper), ``cosine`` (to zero at the end of the last joint epoch,
-            batch by batch), or ``none``.
-        decay_epochs: ``steps``: joint epochs between two steps.
-        decay_factor: ``steps``: what the rates are multiplied by at each.
-    """
-
-    warm: WarmRates = WarmRates()
-    joint: JointRates = JointRates()
-    last_layer: LastLayerRates = LastLayerRates()
-    weight_decay: WeightDecay = WeightDecay()
-    warm_decay: Literal["none", "one_cycle"] = "none"
-    joint_decay: Literal["steps", "cosine", "none"] = "steps"
-    decay_epochs: Count = 5
-    decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-
 class LossSettings(Frozen):
     """Weights of the loss's terms, all taken as positive numbers.
 
@@ -318,6 +250,9 @@ class TrainingSettings(Frozen):
         losses: Weights of the loss's terms.
         augmentation: What happens to training images.
         jpeg: Which training images are compressed, before that.
+        masking: What is painted over them afterwards.
+        adversarial: How they are perturbed against the network before each step.
+        alignment: Whether maps are compared with those of covered images.
         warm_head: What learns to classify in the warm stage: the ``prototypes`` (paper), or a
             ``linear`` layer on the max-pooled output of the backbone, dropped afterwards, which
             teaches a backbone without pretrained weights much faster.
@@ -352,6 +287,9 @@ class TrainingSettings(Frozen):
     losses: LossSettings = LossSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     jpeg: JpegAugmentationSettings = JpegAugmentationSettings()
+    masking: MaskingSettings = MaskingSettings()
+    adversarial: AdversarialSettings = AdversarialSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
     warm_head: Literal["prototypes", "linear"] = "prototypes"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     freeze_batch_norm_after_projection: bool = True
@@ -373,6 +311,12 @@ class TrainingSettings(Frozen):
             raise wrong(
                 "last_layer_images",
                 "plain needs freeze_batch_norm_after_projection = true, else activations change",
+            )
+        if self.last_layer_images == "plain" and self.adversarial.method != "none":
+            raise wrong(
+                "last_layer_images",
+                "plain images cannot be perturbed, which adversarial training does in every stage; "
+                'set last_layer_images = "augmented"',
             )
         if self.warm_head == "linear" and not self.optimizer.warm.backbone:
             raise wrong(

@@ -7,21 +7,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from protofast.data import Batch
-from protofast.models.protocol import Output
 from protofast.training.activations import Activations, IndexBatch, compute_activations, output_of
+from protofast.training.aligned_pass import AlignedPass, Passed
 from protofast.training.feed import Feed
 from protofast.training.optimizers import LearningStage, let_learn
+from protofast.training.perturb import Perturb, perturbed
 from protofast.training.pooled import PooledClassifier
 from protofast.training.prototype_init import images_to_start_from, start_from_patches
+from protofast.training.rates import LearningRates
 from protofast.training.schedule import PlanStep, joint_factor, warm_factor
-from protofast.training.settings import LearningRates, Settings
+from protofast.training.settings import Settings
 from protofast.training.state import State
 
-Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor | None]
-Forward = Callable[[Any], Output]
+Forward = Callable[[Any], Passed]
 
 
 class Stages:
@@ -58,6 +59,10 @@ class Stages:
         self._network: nn.Module | None = None
         self._stage_of_network: str | None = None
         self._known: tuple[int, Activations] | None = None  # cycle, activations
+        self._aligned: AlignedPass | None = None
+        training = settings.training
+        if training.alignment.weight:
+            self._aligned = AlignedPass(state.model, training.alignment, seed=training.seed)
 
     def is_linear(self, step: PlanStep) -> bool:
         """Whether a linear layer on the backbone learns in place of the prototypes."""
@@ -73,7 +78,7 @@ class Stages:
         """Lets the right parts learn, in the right mode.
 
         Returns:
-            How a batch of :meth:`batches` becomes an Output.
+            What comes of a batch of :meth:`batches`.
         """
         training = self._settings.training
         model = self._state.model
@@ -88,14 +93,20 @@ class Stages:
         if self.is_plain(step):
             return self._known_images(step, stage)
         module = self.module(step)
-        network = self._wrapped(stage, module)
+        aligned = self._aligned if self.is_aligned(step) else None
+        network = self._wrapped(stage, aligned or module)
 
-        def forward(batch: Batch) -> Output:
+        def forward(batch: Batch) -> Passed:
+            number = self._state.batch
+            epoch = self._feed.key(step, number)
             images = batch.images
             if self._perturb is not None:
-                altered = self._perturb(module, images, batch.labels)
-                images = images if altered is None else altered
-            return cast(Output, network(images))
+                images = perturbed(self._perturb, module, batch, epoch=epoch)
+            if aligned is None:
+                return Passed(network(images))
+            chosen = aligned.prototypes(batch, epoch=epoch)
+            quantile = aligned.quantile(epoch=epoch, batch=number)
+            return cast(Passed, network(images, chosen, quantile))
 
         return forward
 
@@ -126,6 +137,11 @@ class Stages:
         """Whether the step learns from activations that are computed once, in next to no time."""
         return step.stage == "last_layer" and self._settings.training.last_layer_images == "plain"
 
+    def is_aligned(self, step: PlanStep) -> bool:
+        """Whether the alignment loss is computed: where prototypes learn, if it has a weight."""
+        learning = step.stage in ("warm", "joint") and not self.is_linear(step)
+        return learning and self._aligned is not None
+
     def _known_images(self, step: PlanStep, stage: LearningStage) -> Forward:
         """The last-layer stage on activations that are computed once."""
         model = self._state.model
@@ -134,7 +150,7 @@ class Stages:
             self._begin("activations", len(self._feed.data.train))
             self._known = step.cycle, compute_activations(model, whole, self._tick)
         known, last_layer = self._known[1], self._wrapped(stage, model.last_layer)
-        return lambda batch: output_of(known, last_layer, batch.index)
+        return lambda batch: Passed(output_of(known, last_layer, batch.index))
 
     def _start_prototypes(self) -> None:
         """Before the first joint epoch; again if the run is resumed before its first batch."""

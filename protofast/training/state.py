@@ -21,14 +21,14 @@ from protofast.training.random_state import capture_random_states, restore_rando
 from protofast.training.run_folder import load_weights, model_tensors
 
 _HEAD = "head/"
-TERMS = ("loss", "cross_entropy", "cluster", "separation", "l1")
+TERMS = ("loss", "cross_entropy", "cluster", "separation", "l1", "alignment")
 
 
 class EpochSums:
     """Sums over this rank's images of an epoch so far, on the model's device.
 
     Attributes:
-        values: [7] float64: number of images, right answers, then each of ``TERMS`` times images.
+        values: [8] float64: number of images, right answers, then each of ``TERMS`` times images.
         wins: [P] float64, see :func:`protofast.training.health.own_class_winners`.
         seconds: Spent in the epoch's training steps, interruptions left out.
     """
@@ -129,7 +129,8 @@ class State:
         self.step, self.batch, self.batches = place["step"], place["batch"], place["batches"]
         self.sums.seconds = place["seconds"]
         if fabric.global_rank == 0:  # the sums of all ranks; the others start from nothing
-            self.sums.values.copy_(tensors["sums.values"])
+            values = tensors["sums.values"]  # of a checkpoint from before alignment: one less
+            self.sums.values[: len(values)].copy_(values)
             self.sums.wins.copy_(tensors["sums.wins"])
         self.best, self.prototypes = facts["best"], facts["prototypes"]
         restore_precision(fabric, facts["precision"])

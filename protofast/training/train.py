@@ -26,6 +26,7 @@ from protofast.training.images import check_images, other_images
 from protofast.training.journal import Journal
 from protofast.training.loop import Loop
 from protofast.training.optimizers import build_optimizers
+from protofast.training.perturb import Perturb, check_perturb
 from protofast.training.pooled import build_head
 from protofast.training.progress import Progress, Silence
 from protofast.training.random_state import seed_everything
@@ -33,7 +34,6 @@ from protofast.training.run_folder import RunFolder, check_classes
 from protofast.training.schedule import PlanStep, find_place, plan
 from protofast.training.settings import Settings
 from protofast.training.settings_file import differences, settings_text
-from protofast.training.stages import Perturb
 from protofast.training.state import EpochSums, State
 
 # Settings that change neither the plan nor a single weight, so a resumed run may have others.
@@ -101,7 +101,7 @@ def train(
         device: In place of ``training.accelerator``.
         progress: What to tell; nothing by default.
         stop: Set it from another thread to end the run.
-        perturb: See :class:`protofast.training.loop.Loop`.
+        perturb: See :class:`protofast.training.perturb.Perturb`.
         data: In place of what ``settings.data`` names.
         model: In place of what ``settings.model`` describes; on resuming, its weights are
             overwritten.
@@ -110,7 +110,8 @@ def train(
 
     Raises:
         RunFolderError: The folder exists (or, resuming, does not), or another process works on it.
-        SettingsError: Resuming with other settings; the message names the keys.
+        SettingsError: Resuming with other settings, the message names the keys; or adversarial
+            training without ``perturb``.
         CheckpointError: Every checkpoint is damaged.
         DataError: About the images.
         OSError: Writing failed (a full disk, say); the last checkpoint is whole.
@@ -121,6 +122,7 @@ def train(
         settings = RunFolder.open(folder).settings
     if settings is None:
         raise TypeError("settings may be left out only to resume a run")
+    check_perturb(settings.training.adversarial, perturb)
     wanted, stop = settings, stop or threading.Event()
     fabric = build_fabric(settings.training, device)
     with contextlib.ExitStack() as stack:

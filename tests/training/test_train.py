@@ -309,8 +309,11 @@ def test_prototypes_start_as_centres_of_their_own_class(
 def test_perturb_sees_every_training_image(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor | None:
+    def perturb(
+        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+    ) -> Tensor | None:
         assert len(images) == len(labels)
+        assert torch.equal(labels, birds.train.labels[index])
         seen.append(len(images))
         return torch.zeros_like(images) if len(seen) > 3 else None
 
@@ -391,7 +394,10 @@ def test_class_weights_change_the_loss(tiny: Tiny, birds: Splits, tmp_path: Path
     weights = torch.tensor([1.0, 100.0, 1.0])
     expected: list[Tensor] = []
 
-    def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def perturb(
+        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+    ) -> None:
+        model.train(len(expected) < 4)  # as in the step itself: the last layer learns in eval mode
         with torch.no_grad():
             logits = model(images).logits
         expected.append(nn.functional.cross_entropy(logits, labels, weights))

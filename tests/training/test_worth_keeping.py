@@ -45,7 +45,9 @@ def test_a_linear_head_makes_no_checkpoint_the_best(
 def test_a_network_that_is_lost_is_not_saved(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     calls = 0
 
-    def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def perturb(
+        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+    ) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -70,9 +72,12 @@ def test_a_network_that_is_lost_is_not_saved(tiny: Tiny, birds: Splits, tmp_path
 def test_weights_that_the_last_step_of_an_epoch_loses_are_noticed(
     tiny: Tiny, birds: Splits, tmp_path: Path
 ) -> None:
-    def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def perturb(
+        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+    ) -> None:
         # The loss stays finite, the gradient does not.
         assert isinstance(model, ProtoPNet)
+        model.prototypes.requires_grad_()
         model.prototypes.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
 
     one = tiny("training.batch_size=24")  # one step an epoch

@@ -1,0 +1,74 @@
+"""Altering training images against the network as it is at this moment.
+
+Adversarial training needs attacks, and training does not import them: it takes a function. The
+command line gives the one that the settings ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from protofast.data import Batch
+from protofast.errors import SettingsError
+from protofast.training.defences import AdversarialSettings
+
+
+class Perturb(Protocol):
+    """What training calls with each batch before it learns from it."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+    ) -> Tensor | None:
+        """Images to learn from in place of ``images``, or None to leave these.
+
+        Random numbers that are keyed by (seed, ``epoch``, ``index``) keep a resumed run bit-equal;
+        so do those of PyTorch's own generators, whose states are saved with a run.
+
+        Args:
+            model: Images to an Output; in eval mode, its parameters without gradients. Where
+                ``warm_head`` is ``linear``, the warm stage's Output has no prototypes.
+            images: [N, channels, S, T] in [0, 1].
+            labels: [N] int64.
+            index: [N] int64, each image's position among the training images.
+            epoch: A number for each pass over the training images in the whole run.
+        """
+
+
+def check_perturb(settings: AdversarialSettings, perturb: Perturb | None) -> None:
+    """Makes sure that adversarial training has what it needs.
+
+    Raises:
+        SettingsError: The settings ask for it, and there is no ``perturb``.
+    """
+    if settings.method != "none" and perturb is None:
+        raise SettingsError(
+            f"training.adversarial.method = {settings.method} needs a function that perturbs "
+            "images: pass train(..., perturb=...), as `protofast train` does"
+        )
+
+
+def perturbed(perturb: Perturb, module: nn.Module, batch: Batch, *, epoch: int) -> Tensor:
+    """The images of a batch after ``perturb``, as constants."""
+    with _standing_still(module):
+        altered = perturb(module, batch.images, batch.labels, index=batch.index, epoch=epoch)
+    return batch.images if altered is None else altered.detach()
+
+
+@contextmanager
+def _standing_still(module: nn.Module) -> Iterator[None]:
+    """Eval mode and parameters without gradients; afterwards all is as it was."""
+    modes = [(each, each.training) for each in module.modules()]
+    learning = [(each, each.requires_grad) for each in module.parameters()]
+    module.eval()
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+        for parameter, learns in learning:
+            parameter.requires_grad_(learns)
