@@ -19,6 +19,8 @@ from protofast.losses import alignment_loss
 from protofast.models import PrototypeModel
 from protofast.ops import ViewMemory, masked_view_out
 
+__all__ = ["AlignmentStep", "ViewMemory", "alignment_step", "mask_weights"]
+
 
 class AlignmentStep(NamedTuple):
     """What `alignment_step` returns.

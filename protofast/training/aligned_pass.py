@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protofast.alignment import alignment_step
+from protofast.alignment import ViewMemory, alignment_step
 from protofast.data import Batch
 from protofast.data.randomness import uniform
 from protofast.errors import SettingsError
 from protofast.models import ProtoPNet
 from protofast.models.protocol import Output
-from protofast.ops import ViewMemory
 from protofast.training.defences import AlignmentSettings
 
 _PROTOTYPE, _QUANTILE = 22, 23  # purposes of these random numbers; see protofast.data.randomness
