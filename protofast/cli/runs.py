@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from protofast.attacks import FastAdversarial
 from protofast.cli.console import (
     EXIT_INTERRUPTED,
     duration,
@@ -37,7 +38,7 @@ from protofast.training import (
     other_images,
 )
 from protofast.training import train as run_training
-from protofast.training.settings import DataSettings
+from protofast.training.settings import DataSettings, TrainingSettings
 
 
 def open_run(path: Path, checkpoint: str | None = None, *, change: bool = False) -> RunFolder:
@@ -133,6 +134,7 @@ def train_and_report(
             allow_changes=allow_changes,
             device=device,
             progress=for_terminal(),
+            perturb=perturbation(settings.training),
             data=data,
         )
     except KeyboardInterrupt:  # the second one, which does not wait for the next batch
@@ -152,6 +154,16 @@ def train_and_report(
         return 0
     _tell_end(result)
     return _finish(result.folder, data, device) if report else 0
+
+
+def perturbation(training: TrainingSettings) -> FastAdversarial | None:
+    """What alters the training images as the settings ask, or None if they do not."""
+    adversarial = training.adversarial
+    if adversarial.method == "none":
+        return None
+    return FastAdversarial(
+        epsilon=adversarial.epsilon, step_size=adversarial.step_size, seed=training.seed
+    )
 
 
 def evaluate_run(

@@ -6,8 +6,6 @@ command line gives the one that the settings ask for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -29,8 +27,9 @@ class Perturb(Protocol):
         so do those of PyTorch's own generators, whose states are saved with a run.
 
         Args:
-            model: Images to an Output; in eval mode, its parameters without gradients. Where
-                ``warm_head`` is ``linear``, the warm stage's Output has no prototypes.
+            model: Images to an Output, as it is about to learn: whoever puts it into eval mode
+                puts it back. Where ``warm_head`` is ``linear``, the warm stage's Output has no
+                prototypes.
             images: [N, channels, S, T] in [0, 1].
             labels: [N] int64.
             index: [N] int64, each image's position among the training images.
@@ -47,28 +46,11 @@ def check_perturb(settings: AdversarialSettings, perturb: Perturb | None) -> Non
     if settings.method != "none" and perturb is None:
         raise SettingsError(
             f"training.adversarial.method = {settings.method} needs a function that perturbs "
-            "images: pass train(..., perturb=...), as `protofast train` does"
+            "images: pass train(..., perturb=...), say protofast.attacks.FastAdversarial()"
         )
 
 
 def perturbed(perturb: Perturb, module: nn.Module, batch: Batch, *, epoch: int) -> Tensor:
     """The images of a batch after ``perturb``, as constants."""
-    with _standing_still(module):
-        altered = perturb(module, batch.images, batch.labels, index=batch.index, epoch=epoch)
+    altered = perturb(module, batch.images, batch.labels, index=batch.index, epoch=epoch)
     return batch.images if altered is None else altered.detach()
-
-
-@contextmanager
-def _standing_still(module: nn.Module) -> Iterator[None]:
-    """Eval mode and parameters without gradients; afterwards all is as it was."""
-    modes = [(each, each.training) for each in module.modules()]
-    learning = [(each, each.requires_grad) for each in module.parameters()]
-    module.eval()
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
-        for parameter, learns in learning:
-            parameter.requires_grad_(learns)

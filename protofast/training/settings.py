@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from protofast.data import Augmentation, birds
-from protofast.training.jpeg_settings import JpegAugmentationSettings, JpegSettings
 from protofast.training.defences import (
     AdversarialSettings,
     AlignmentSettings,
     MaskingSettings,
 )
+from protofast.training.jpeg_settings import JpegAugmentationSettings, JpegSettings
 from protofast.training.rates import OptimizerSettings
 from protofast.training.setting_types import (
     Count,

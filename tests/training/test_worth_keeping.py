@@ -77,7 +77,6 @@ def test_weights_that_the_last_step_of_an_epoch_loses_are_noticed(
     ) -> None:
         # The loss stays finite, the gradient does not.
         assert isinstance(model, ProtoPNet)
-        model.prototypes.requires_grad_()
         model.prototypes.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
 
     one = tiny("training.batch_size=24")  # one step an epoch
