@@ -133,7 +133,7 @@ def marked_png(
         for grown, color, line in ((0, "black", 5), (-1, FRAME, 3)):
             corners = (x0 - grown, y0 - grown, max(x0, x1 - 1) + grown, max(y0, y1 - 1) + grown)
             draw.rectangle(corners, outline=color, width=line)
-    return _encoded(shown, "PNG", optimize=True)
+    return _encoded(shown, "PNG")
 
 
 def coloured(heatmap: Tensor) -> Pixels:

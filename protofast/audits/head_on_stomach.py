@@ -1,0 +1,400 @@
+"""Head on Stomach as an audit: on how many images can a prototype be moved away from its place?
+
+Hoffmann et al. 2021, section 3, Table 3 and appendix F.1. Of a random subset of the correctly
+classified images, the prototypes that each activates most are attacked in turn, until one of them
+has left its place; then the image is decided. All images of a unit that are undecided are attacked
+at once, each with its own prototype, source cells, target cells and pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from protofast.attacks.objectives import frozen
+from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.cells import bounding_rectangle, pixels_of_cells
+from protofast.audits.head_on_stomach_attack import (
+    EPSILON,
+    STEP_SIZE,
+    STEPS,
+    Moved,
+    RandomStart,
+    head_on_stomach,
+    source_cells,
+)
+from protofast.audits.statistics import mean_number, share_number
+from protofast.data.randomness import permutation, uniform
+from protofast.models import Output
+
+_IMAGES, _TARGETS = 21, 22  # purposes of random numbers; see data/randomness.py
+
+WRONG = "already wrong"
+NOT_FINITE = "similarities not finite"
+ONE_CELL = "grid of one cell"
+FLAT = "flat map"
+EVERYWHERE = "source covers every cell"
+OUTSIDE = "largest similarity outside the source already"
+NO_PIXEL = "target without a pixel"
+
+
+class HeadOnStomachSettings(AuditSettings):
+    """What is attacked, with what, and when it has succeeded.
+
+    Attributes:
+        images: How many images, drawn at random; all where there are fewer.
+        prototypes: How many of the most activated prototypes are attacked at most, of all classes.
+        selection: Images that this model classifies correctly, or that all models of the audit do.
+        source_border: Whether a box that ends between two cells reaches into the next one too; see
+            `cells.cells_of_boxes`.
+        target: `complement`: all cells outside the source, as a set. `rectangle`: the smallest
+            rectangle around these, in most cases the whole grid. `cell`: one of them at random.
+        noise: Pixels that may change: those of the target cells, or of target and source.
+        success: `left_source`: the largest similarity outside the source exceeds that inside.
+            `in_target`: that in the target exceeds that of every other cell.
+        no_target: Where a prototype's source covers every cell, go on with the `next_prototype`, or
+            `skip_image`.
+        epsilon: Largest change of a pixel in [0, 1].
+        step_size: Change per step.
+        steps: How many.
+        random_start: See `pgd`.
+        restarts: See `head_on_stomach`.
+    """
+
+    images: Annotated[int, Field(ge=1)] = 200
+    prototypes: Annotated[int, Field(ge=1)] = 5
+    selection: Literal["correct", "correct_in_all"] = "correct"
+    source_border: bool = False
+    target: Literal["complement", "rectangle", "cell"] = "complement"
+    noise: Literal["target", "target_and_source"] = "target_and_source"
+    success: Literal["left_source", "in_target"] = "left_source"
+    no_target: Literal["next_prototype", "skip_image"] = "next_prototype"
+    epsilon: Annotated[float, Field(ge=0)] = EPSILON
+    step_size: Annotated[float, Field(ge=0)] = STEP_SIZE
+    steps: Annotated[int, Field(ge=0)] = STEPS
+    random_start: RandomStart = True
+    restarts: Annotated[int, Field(ge=1)] = 1
+
+
+PAPER = HeadOnStomachSettings(protocol="paper")
+RELEASED = HeadOnStomachSettings(
+    protocol="released",
+    selection="correct_in_all",
+    source_border=True,
+    target="rectangle",
+    noise="target",
+    no_target="skip_image",
+    random_start="unmasked",
+)
+TARGETED = HeadOnStomachSettings(
+    protocol="targeted", target="cell", noise="target", success="in_target"
+)
+
+
+class Clean(NamedTuple):
+    """What the model makes of some images as they are.
+
+    positions: int64 [N], in the set. images: [N, channels, S, T]. features: [N, D, H, W].
+    ranked: int64 [N, K], the most activated prototypes, the first in front.
+    """
+
+    positions: Tensor
+    images: Tensor
+    features: Tensor
+    output: Output
+    ranked: Tensor
+
+    def rows(self, index: Tensor) -> Clean:
+        """Those of some images."""
+        return Clean(
+            self.positions[index],
+            self.images[index],
+            self.features[index],
+            Output(*(part[index] for part in self.output)),
+            self.ranked[index],
+        )
+
+
+class Aim(NamedTuple):
+    """One prototype of each image, and what shall become of it.
+
+    prototypes: int64 [N]. maps: [N, H, W], clean. sources, targets: bool [N, H, W].
+    pixels: bool [N, S, T]. reasons: why it cannot be attacked; empty where it can, [N].
+    """
+
+    prototypes: Tensor
+    maps: Tensor
+    sources: Tensor
+    targets: Tensor
+    pixels: Tensor
+    reasons: list[str]
+
+    def rows(self, index: Tensor) -> Aim:
+        """Those of some images."""
+        return Aim(
+            self.prototypes[index],
+            self.maps[index],
+            self.sources[index],
+            self.targets[index],
+            self.pixels[index],
+            [self.reasons[place] for place in index.tolist()],
+        )
+
+
+class HeadOnStomach(Audit[HeadOnStomachSettings]):
+    """The success rate of Head on Stomach; see the module's docstring.
+
+    One row for each image that was drawn. `skipped` says why an image is not decided; images that
+    were wrong before are drawn too, and counted so. Columns of others: `ranks_tried`, prototypes
+    attacked; `passed_over`, prototypes that could not be, and the `reason` of the last of them; and
+    of the last one attacked: `success`, `tied` (as similar there as elsewhere, which is none),
+    `rank` (from 1), `prototype`, where it is most similar before and after (`row_before`, ...), the
+    largest similarity in the source, outside it and in the target before and after
+    (`source_before`, `elsewhere_before`, `target_before`, ...), `class_after`, and `change`, the
+    root mean square of the noise (of 255).
+    """
+
+    name: ClassVar[str] = "head_on_stomach"
+    title: ClassVar[str] = "Head on Stomach"
+    protocols: ClassVar[Mapping[str, AuditSettings]] = {
+        "paper": PAPER,
+        "released": RELEASED,
+        "targeted": TARGETED,
+    }
+
+    def units(self, subject: Subject) -> list[list[int]]:
+        """A random order of the images, until enough right ones; a batch of right ones each."""
+        right = self._right(subject)
+        units: list[list[int]] = []
+        unit: list[int] = []
+        in_unit = found = 0
+        for position in permutation(len(subject.images), subject.seed, _IMAGES).tolist():
+            if found == self.settings.images:
+                break
+            unit.append(position)
+            if right[position]:
+                in_unit, found = in_unit + 1, found + 1
+            if in_unit == subject.batch_size:
+                units.append(unit)
+                unit, in_unit = [], 0
+        return [*units, unit] if unit else units
+
+    def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
+        """One row per image; each rank of prototypes is one attack on all that are undecided."""
+        right = self._right(subject)
+        rows = {position: _row(subject, position) for position in positions}
+        for position in positions:
+            if not right[position]:
+                rows[position]["skipped"] = WRONG
+        chosen = [position for position in positions if right[position]]
+        if chosen:
+            with frozen(subject.model), torch.no_grad():
+                clean = self.look(subject, chosen)
+                for rank in range(clean.ranked.shape[1]):
+                    clean = self._one_rank(subject, clean, rank, rows)
+                    if len(clean.positions) == 0:
+                        break
+            for position in clean.positions.tolist():
+                if rows[position]["ranks_tried"] == 0:
+                    _skip(rows[position])
+        return [rows[position] for position in positions]
+
+    def summarise(self, subject: Subject, rows: Sequence[Row]) -> list[Number]:
+        """Success rate, prototypes tried, and how many successes leave the class as it is."""
+        decided = [row for row in rows if not row.get("skipped")]
+        successes = [row for row in decided if row["success"]]
+        return [
+            share_number(
+                "success_rate",
+                "attack success rate",
+                [row["success"] for row in decided],
+                better="lower",
+            ),
+            mean_number(
+                "mean_prototypes_tried",
+                "prototypes attacked per image",
+                [row["ranks_tried"] for row in decided],
+                better="higher",
+            ),
+            share_number(
+                "still_right",
+                "successes that keep the class",
+                [row["class_after"] == row["label"] for row in successes],
+            ),
+        ]
+
+    def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
+        """Clean and attacked images, the farthest move by the least noise first."""
+        from protofast.audits.head_on_stomach_pictures import draw
+
+        return draw(self, subject, rows, folder)
+
+    def look(self, subject: Subject, positions: Sequence[int]) -> Clean:
+        """The images at `positions` as they are, and their most activated prototypes."""
+        images = subject.load(positions)
+        features = subject.model.features(images)
+        output = subject.model.classify(features)
+        order = output.activations.argsort(dim=1, descending=True, stable=True)
+        return Clean(
+            torch.tensor(positions), images, features, output, order[:, : self.settings.prototypes]
+        )
+
+    def aim(self, subject: Subject, clean: Clean, prototypes: Tensor) -> Aim:
+        """Source, target and pixels for one prototype (int64 [N]) of each image."""
+        settings, size = self.settings, (clean.images.shape[2], clean.images.shape[3])
+        maps = subject.model.similarity_map(clean.features, prototypes[:, None])[:, 0]
+        sources = source_cells(maps, size, border=settings.source_border)
+        targets = ~sources
+        if settings.target == "rectangle":
+            targets = bounding_rectangle(targets)
+        elif settings.target == "cell":
+            targets = _one_cell(targets, subject.seed, clean.positions, prototypes)
+        noisy = targets | sources if settings.noise == "target_and_source" else targets
+        pixels = pixels_of_cells(noisy, size)
+        reasons = _reasons(maps, sources, targets, pixels)
+        return Aim(prototypes, maps, sources, targets, pixels, reasons)
+
+    def attack(self, subject: Subject, clean: Clean, aim: Aim) -> Moved:
+        """Attack all images at once."""
+        settings = self.settings
+        return head_on_stomach(
+            subject.model,
+            clean.images,
+            aim.prototypes,
+            aim.targets,
+            sources=aim.sources,
+            pixels=aim.pixels,
+            epsilon=settings.epsilon,
+            step_size=settings.step_size,
+            steps=settings.steps,
+            random_start=settings.random_start,
+            restarts=settings.restarts,
+            seed=subject.seed,
+            image_ids=clean.positions,
+        )
+
+    def margin(self, moved: Moved) -> Tensor:
+        """By how much each prototype is more similar where it shall go than elsewhere: [N].
+
+        Above 0 is a success; 0 is a tie, and none.
+        """
+        there = ~moved.sources if self.settings.success == "left_source" else moved.targets
+        return largest(moved.maps, there) - largest(moved.maps, ~there)
+
+    def _right(self, subject: Subject) -> Tensor:
+        every = self.settings.selection == "correct_in_all"
+        return subject.correct & subject.correct_in_all if every else subject.correct
+
+    def _one_rank(
+        self, subject: Subject, clean: Clean, rank: int, rows: Mapping[int, Row]
+    ) -> Clean:
+        """Attack one prototype of each image; the images that are undecided still."""
+        aim = self.aim(subject, clean, clean.ranked[:, rank])
+        undecided = torch.ones(len(aim.reasons), dtype=torch.bool)
+        able = torch.tensor([not reason for reason in aim.reasons]).nonzero()[:, 0]
+        results: list[Row] = [{"reason": reason} for reason in aim.reasons]
+        if len(able):
+            some, aimed = clean.rows(able), aim.rows(able)
+            found = describe(some, aimed, moved := self.attack(subject, some, aimed))
+            for place, margin, result in zip(
+                able.tolist(), self.margin(moved).tolist(), found, strict=True
+            ):
+                results[place] = result | {"success": margin > 0, "tied": margin == 0}
+        for place, result in enumerate(results):
+            row = rows[int(clean.positions[place])]
+            if result.get("reason"):
+                row["passed_over"] += 1
+                row["reason"] = result["reason"]
+                if self.settings.no_target == "skip_image":
+                    _skip(row)
+                    undecided[place] = False
+            else:
+                row["ranks_tried"] += 1
+                row.update(result, rank=rank + 1)
+                undecided[place] = not result["success"]
+        return clean.rows(undecided.nonzero()[:, 0])
+
+
+def describe(clean: Clean, aim: Aim, moved: Moved) -> list[Row]:
+    """What became of each image, as columns of its row.
+
+    A `reason` alone where similarities are no longer finite.
+    """
+    noise = (moved.images - clean.images).double().flatten(1)
+    numbers: dict[str, list[float]] = {"change": (noise.square().mean(1).sqrt() * 255).tolist()}
+    cells: dict[str, list[int]] = {
+        "prototype": aim.prototypes.tolist(),
+        "source_cells": aim.sources.sum(dim=(1, 2)).tolist(),
+        "target_cells": aim.targets.sum(dim=(1, 2)).tolist(),
+        "class_after": moved.output.logits.argmax(dim=1).tolist(),
+    }
+    for when, maps in (("before", aim.maps), ("after", moved.maps)):
+        place, columns = maps.flatten(1).argmax(dim=1), maps.shape[2]
+        cells[f"row_{when}"] = (place // columns).tolist()
+        cells[f"column_{when}"] = (place % columns).tolist()
+        numbers[f"source_{when}"] = largest(maps, aim.sources).tolist()
+        numbers[f"elsewhere_{when}"] = largest(maps, ~aim.sources).tolist()
+        numbers[f"target_{when}"] = largest(maps, aim.targets).tolist()
+    finite = _finite(moved.maps) & _finite(moved.output.logits)
+    columns_of_rows = numbers | cells
+    return [
+        {name: values[place] for name, values in columns_of_rows.items()}
+        if good
+        else {"reason": NOT_FINITE}
+        for place, good in enumerate(finite.tolist())
+    ]
+
+
+def largest(maps: Tensor, cells: Tensor) -> Tensor:
+    """The largest similarity of maps [N, H, W] in the given cells: [N]."""
+    return maps.masked_fill(~cells, -torch.inf).amax(dim=(1, 2))
+
+
+def _finite(values: Tensor) -> Tensor:
+    return values.flatten(1).isfinite().all(dim=1)
+
+
+def _one_cell(targets: Tensor, seed: int, positions: Tensor, prototypes: Tensor) -> Tensor:
+    """One of the cells [N, H, W] of each image, keyed by (seed, image, prototype)."""
+    keys = positions.numpy(), prototypes.cpu().numpy()
+    dice = torch.from_numpy(uniform(targets[0].numel(), seed, _TARGETS, *keys))  # [N, H*W]
+    dice = dice.to(targets.device).masked_fill(~targets.flatten(1), -1)
+    cells = torch.zeros_like(targets.flatten(1)).scatter_(1, dice.argmax(1, keepdim=True), True)
+    return cells.view_as(targets) & targets
+
+
+def _reasons(maps: Tensor, sources: Tensor, targets: Tensor, pixels: Tensor) -> list[str]:
+    """Why each prototype cannot be attacked, or nothing."""
+    flat = maps.flatten(1)
+    tests = (
+        (NOT_FINITE, ~_finite(maps)),
+        (ONE_CELL, torch.full((len(maps),), flat.shape[1] == 1)),
+        (FLAT, flat.amax(dim=1) == flat.amin(dim=1)),
+        (EVERYWHERE, sources.flatten(1).all(dim=1)),
+        (OUTSIDE, largest(maps, ~sources) > largest(maps, sources)),
+        (NO_PIXEL, ~pixels.flatten(1).any(dim=1)),
+    )
+    found = [(reason, hit.tolist()) for reason, hit in tests]
+    return [next((reason for reason, hit in found if hit[place]), "") for place in range(len(maps))]
+
+
+def _row(subject: Subject, position: int) -> Row:
+    return {
+        "image": position,
+        "name": subject.images.names[position],
+        "label": int(subject.labels[position]),
+        "ranks_tried": 0,
+        "passed_over": 0,
+    }
+
+
+def _skip(row: Row) -> None:
+    """The image counts neither as a success nor as a failure."""
+    row["skipped"] = row.pop("reason")
+    for column in ("success", "tied"):
+        row.pop(column, None)
