@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from protofast.audits.audit import Audit
+from protofast.audits.head_on_stomach import HeadOnStomach
 from protofast.audits.robust_accuracy import RobustAccuracy
 
-AUDITS: tuple[type[Audit[Any]], ...] = (RobustAccuracy,)
+AUDITS: tuple[type[Audit[Any]], ...] = (RobustAccuracy, HeadOnStomach)

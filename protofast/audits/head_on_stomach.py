@@ -32,7 +32,7 @@ from protofast.audits.statistics import mean_number, share_number
 from protofast.data.randomness import permutation, uniform
 from protofast.models import Output
 
-_IMAGES, _TARGETS = 21, 22  # purposes of random numbers; see data/randomness.py
+_SUBSET, _TARGETS = 10, 25  # purposes of these random numbers; see data/randomness.py
 
 WRONG = "already wrong"
 NOT_FINITE = "similarities not finite"
@@ -173,7 +173,7 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
         units: list[list[int]] = []
         unit: list[int] = []
         in_unit = found = 0
-        for position in permutation(len(subject.images), subject.seed, _IMAGES).tolist():
+        for position in permutation(len(subject.images), _SUBSET, subject.seed).tolist():
             if found == self.settings.images:
                 break
             unit.append(position)
@@ -362,7 +362,7 @@ def _finite(values: Tensor) -> Tensor:
 def _one_cell(targets: Tensor, seed: int, positions: Tensor, prototypes: Tensor) -> Tensor:
     """One of the cells [N, H, W] of each image, keyed by (seed, image, prototype)."""
     keys = positions.numpy(), prototypes.cpu().numpy()
-    dice = torch.from_numpy(uniform(targets[0].numel(), seed, _TARGETS, *keys))  # [N, H*W]
+    dice = torch.from_numpy(uniform(targets[0].numel(), _TARGETS, seed, *keys))  # [N, H*W]
     dice = dice.to(targets.device).masked_fill(~targets.flatten(1), -1)
     cells = torch.zeros_like(targets.flatten(1)).scatter_(1, dice.argmax(1, keepdim=True), True)
     return cells.view_as(targets) & targets
