@@ -76,12 +76,19 @@ def crop_png(image: Tensor, box: tuple[int, int, int, int]) -> bytes:
     return _encoded(picture(image).crop(box), "PNG", optimize=True)
 
 
-def scaled(heatmap: Tensor) -> Tensor:
-    """A heat map [..., S, T] stretched to [0, 1], each map for itself; a flat one becomes 0."""
+def scaled(heatmap: Tensor, *, like: Tensor | None = None) -> Tensor:
+    """A heat map [..., S, T] stretched to [0, 1], each map for itself; a flat one becomes 0.
+
+    Args:
+        heatmap: [..., S, T].
+        like: Heat maps by whose range to stretch, to compare maps by their colours; what is below
+            or above it becomes 0 or 1.
+    """
     values = heatmap.detach().to(torch.float32)
-    low = values.amin(dim=(-2, -1), keepdim=True)
-    span = values.amax(dim=(-2, -1), keepdim=True) - low
-    return torch.where(span > 0, (values - low) / span, 0.0).nan_to_num_(0.0)
+    given = values if like is None else like.detach().to(torch.float32)
+    low = given.amin(dim=(-2, -1), keepdim=True)
+    span = given.amax(dim=(-2, -1), keepdim=True) - low
+    return torch.where(span > 0, (values - low) / span, 0.0).nan_to_num_(0.0).clamp_(0, 1)
 
 
 def heatmap_png(heatmap: Tensor, *, longest: int = 64) -> bytes:
@@ -109,6 +116,7 @@ def marked_png(
     image: Tensor,
     *,
     heatmap: Tensor | None = None,
+    like: Tensor | None = None,
     box: tuple[int, int, int, int] | None = None,
     longest: int = 336,
 ) -> bytes:
@@ -117,6 +125,7 @@ def marked_png(
     Args:
         image: [channels, S, T], uint8 or floating point in [0, 1].
         heatmap: [S, T], stretched to its own range.
+        like: Another heat map to whose range it is stretched instead.
         box: x0, y0, x1, y1 in pixels of the image; x1 and y1 are one past the last.
         longest: Side in pixels that the longer side is enlarged or reduced to.
     """
@@ -125,7 +134,7 @@ def marked_png(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shown = picture(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)
     if heatmap is not None:
-        heat = Image.fromarray(coloured(heatmap)).resize(size, Image.Resampling.BILINEAR)
+        heat = Image.fromarray(coloured(heatmap, like=like)).resize(size, Image.Resampling.BILINEAR)
         shown.paste(heat, mask=heat)
     if box is not None:
         x0, y0, x1, y1 = (round(edge * scale) for edge in box)
@@ -136,9 +145,9 @@ def marked_png(
     return _encoded(shown, "PNG")
 
 
-def coloured(heatmap: Tensor) -> Pixels:
-    """A heat map [S, T], stretched to its own range, as colours with opacity [S, T, 4]."""
-    levels = scaled(heatmap).mul(_LEVELS - 1).round().to(torch.uint8).cpu().numpy()
+def coloured(heatmap: Tensor, *, like: Tensor | None = None) -> Pixels:
+    """A heat map [S, T], stretched as `scaled` does, as colours with opacity [S, T, 4]."""
+    levels = scaled(heatmap, like=like).mul(_LEVELS - 1).round().to(torch.uint8).cpu().numpy()
     found: Pixels = palette()[levels]
     return found
 

@@ -1,0 +1,277 @@
+"""The JPEG experiment: do prototypes look for the traces of compression?
+
+Hoffmann et al. 2021, section 4. A network is trained on images of which some classes were
+compressed to JPEG, so that the artefacts give these classes away. If its prototypes look for them,
+it names compressed images well and clean ones badly (Table 2), and the prototype that is most
+similar to a compressed image is so no longer when the artefacts are gone (Figure 2, appendix D.2).
+
+The compressed classes are those of the run, with its quality and codec. For a run without any (one
+whose training images were compressed at random, appendix F.2 and Table 4, or not at all) they are
+those of the protocol: a random half under `paper`; under `released` the classes with an odd number
+counted from 0, through Pillow, which is what the released code does.
+
+All of this starts from the clean images: `Subject.images`, or what lies behind them where a
+`CompressedImageSet` is audited (`ImageSet.clean`). Pixels that were compressed and put into memory
+by hand cannot be told from clean ones. Files are compressed as in training, after cropping and
+before resizing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy import stats
+from torch import Tensor
+
+from protofast.audits import jpeg_pictures
+from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.statistics import mean_number, share_number
+from protofast.data import compressed_classes, compression
+from protofast.data.image_set import Change
+from protofast.data.randomness import permutation
+
+Similarities = np.ndarray[Any, np.dtype[np.float64]]  # [P]
+
+_UNIT = 64  # images: what an interrupted audit does again at most
+_IMAGES = 12  # purpose of these random numbers; see data/randomness.py
+
+NOT_FINITE = "similarities or logits that are not finite"
+REMARKS = {
+    "wrong_compressed": "named wrongly with its artefacts",
+    "tied_prototypes": "several most similar prototypes (the first was taken)",
+    "similarity_not_positive": "no relative change: similarity not above 0",
+    "constant_similarities": "no rank correlation: all prototypes equally similar",
+}
+"""What a row's `remarks` may hold, and what its share of the compressed classes' images is called.
+
+The numbers are means over all of these images but those for which there is no such number.
+"""
+
+
+class JpegExperimentSettings(AuditSettings):
+    """Settings of the JPEG experiment.
+
+    Attributes:
+        classes: Which classes are compressed where the run does not say: ``half`` (at random) or
+            ``odd``.
+        quality: JPEG's, where the run does not say.
+        codec: ``simplejpeg`` or ``pillow``, where the run does not say.
+        top: How many of the most similar prototypes are compared in the overlap.
+        drawn: How many of them each histogram shows, of either version (appendix D.2: 75).
+        images: How many test images, drawn at random; None for all.
+    """
+
+    classes: Literal["half", "odd"] = "half"
+    quality: Annotated[int, Field(ge=1, le=100)] = 20
+    codec: Literal["simplejpeg", "pillow"] = "simplejpeg"
+    top: Annotated[int, Field(ge=1)] = 10
+    drawn: Annotated[int, Field(ge=1)] = 75
+    images: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What is done to which classes: as the run did it, or as the protocol says."""
+
+    classes: tuple[int, ...]
+    quality: int
+    codec: Literal["simplejpeg", "pillow"]
+    from_run: bool
+
+    @property
+    def change(self) -> Change:
+        """For one image [channels, S, T], uint8."""
+        return compression(quality=self.quality, codec=self.codec)
+
+
+class JpegExperiment(Audit[JpegExperimentSettings]):
+    """The JPEG experiment as an audit; see the module's docstring.
+
+    A row has `image`, `name`, `label`, `compressed` (whether the class is a compressed one),
+    `skipped` (why there is nothing more; else empty), `predicted_clean` and `predicted_compressed`,
+    and for images of compressed classes:
+
+    - `prototype`, `prototype_class`: the prototype most similar to the compressed image (the class
+      is None where prototypes have none).
+    - `similarity_compressed`, `similarity_clean`: its largest similarity in both versions.
+    - `similarity_change`: the second less the first, so below 0 where it falls;
+      `similarity_change_relative`, in per cent of the first (None where that is not above 0).
+    - `rank_clean`: its rank among the prototypes in the clean image, from 1.
+    - `rank_correlation`: Spearman's, of the similarities of all prototypes in both versions (None
+      where one of them is constant).
+    - `top_k_overlap`: how many of the `top` most similar prototypes are the same, in per cent.
+    - `remarks`: keys of `REMARKS` that hold, between spaces.
+    """
+
+    name: ClassVar[str] = "jpeg"
+    title: ClassVar[str] = "JPEG artefacts"
+    protocols: ClassVar = {
+        "paper": JpegExperimentSettings(),
+        "released": JpegExperimentSettings(protocol="released", classes="odd", codec="pillow"),
+    }
+
+    def compression(self, subject: Subject) -> Compression:
+        """What is compressed, and how."""
+        count, settings = len(subject.images.classes), self.settings
+        jpeg = subject.facts.get("data", {}).get("jpeg", {})
+        if jpeg.get("compressed", "none") == "none":
+            classes = compressed_classes(count, settings.classes, subject.seed)
+            return Compression(classes, settings.quality, settings.codec, False)
+        classes = compressed_classes(count, jpeg["compressed"], jpeg["seed"])
+        return Compression(classes, jpeg["quality"], jpeg["codec"], True)
+
+    def units(self, subject: Subject) -> list[list[int]]:
+        """64 images each, in the order of the data set."""
+        count, wanted = len(subject.images), self.settings.images
+        positions = list(range(count))
+        if wanted is not None and wanted < count:
+            positions = sorted(permutation(count, _IMAGES, subject.seed)[:wanted].tolist())
+        return [positions[first : first + _UNIT] for first in range(0, len(positions), _UNIT)]
+
+    def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
+        """One row for each image, of every class."""
+        compression, rows = self.compression(subject), list[Row]()
+        for first in range(0, len(positions), subject.batch_size):
+            rows += self._rows(subject, compression, positions[first : first + subject.batch_size])
+        return rows
+
+    def summarise(self, subject: Subject, rows: Sequence[Row]) -> list[Number]:
+        """The accuracies of Tables 2 and 4, and what removing the artefacts does."""
+        rows = [row for row in rows if not row["skipped"]]
+        clean, compressed = (
+            [row[f"predicted_{version}"] == row["label"] for row in rows]
+            for version in ("clean", "compressed")
+        )
+        altered = [
+            there if row["compressed"] else without
+            for row, there, without in zip(rows, compressed, clean, strict=True)
+        ]
+        hit = [row for row in rows if row["compressed"]]
+        falls = [row["similarity_change"] < 0 for row in hit]
+        numbers = [
+            share_number(key, f"accuracy, {label}", right, better="higher")
+            for key, label, right in (
+                ("accuracy_altered", "some classes compressed", altered),
+                ("accuracy_original", "nothing compressed", clean),
+                ("accuracy_all_compressed", "everything compressed", compressed),
+            )
+        ]
+        numbers += [
+            _mean("similarity_change", "change of the top similarity without artefacts", hit),
+            _mean("similarity_change_relative", "the same, relative", hit, unit="%"),
+            share_number("similarity_falls", "top similarity falls", falls, better="lower"),
+            _mean("rank_correlation", "rank correlation of all similarities", hit),
+            _mean("top_k_overlap", f"same top {self.settings.top} prototypes", hit, unit="%"),
+        ]
+        for key, label in REMARKS.items():
+            holds = [key in row["remarks"].split() for row in hit]
+            if any(holds):
+                numbers.append(share_number(key, label, holds))
+        return numbers
+
+    def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
+        """The images whose top similarity falls most, with and without artefacts, and charts."""
+        return jpeg_pictures.draw(self, subject, rows, folder)
+
+    def look(
+        self, subject: Subject, compression: Compression, positions: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Both versions of some images, [N, channels, S, T] in [0, 1], on the device."""
+        clean, change = subject.images.clean, compression.change
+
+        def both(position: int) -> tuple[Tensor, Tensor]:
+            return clean.image(position), clean.altered(position, change)
+
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            pairs = list(pool.map(both, positions))
+        dtype = torch.promote_types(subject.model.mean.dtype, torch.float32)
+        return {
+            version: torch.stack(images).to(subject.device).to(dtype).div_(255)
+            for version, images in zip(
+                ("clean", "compressed"), zip(*pairs, strict=True), strict=True
+            )
+        }
+
+    def _rows(
+        self, subject: Subject, compression: Compression, positions: Sequence[int]
+    ) -> list[Row]:
+        """The rows of one batch."""
+        images = self.look(subject, compression, positions)
+        with torch.no_grad():
+            outputs = {version: subject.model(batch) for version, batch in images.items()}
+        finite = torch.stack(
+            [
+                values.isfinite().all(dim=1)
+                for output in outputs.values()
+                for values in (output.logits, output.activations)
+            ]
+        ).all(dim=0)
+        predicted = {version: o.logits.argmax(dim=1).tolist() for version, o in outputs.items()}
+        similar = {version: o.activations.double().cpu().numpy() for version, o in outputs.items()}
+        rows: list[Row] = []
+        for n, position in enumerate(positions):
+            label = int(subject.labels[position])
+            row: Row = {
+                "image": position,
+                "name": subject.images.names[position],
+                "label": label,
+                "compressed": label in compression.classes,
+                "skipped": "" if finite[n] else NOT_FINITE,
+            }
+            if finite[n]:
+                row |= {f"predicted_{version}": named[n] for version, named in predicted.items()}
+                if row["compressed"]:
+                    row |= self._comparison(similar["compressed"][n], similar["clean"][n])
+                    classes = subject.model.prototype_class
+                    top = row["prototype"]
+                    row["prototype_class"] = None if classes is None else int(classes[top])
+                    if row["predicted_compressed"] != label:
+                        row["remarks"] = f"wrong_compressed {row['remarks']}".strip()
+            rows.append(row)
+        return rows
+
+    def _comparison(self, compressed: Similarities, clean: Similarities) -> Row:
+        """What removing the artefacts does to the similarities [P] of one image."""
+        by_compressed, by_clean = (_descending(values) for values in (compressed, clean))
+        top = int(by_compressed[0])
+        before, after = float(compressed[top]), float(clean[top])
+        count = min(self.settings.top, len(clean))
+        same = len(set(by_compressed[:count].tolist()) & set(by_clean[:count].tolist()))
+        constant = any((values == values[0]).all() for values in (compressed, clean))
+        holds = {
+            "tied_prototypes": int((compressed == before).sum()) > 1,
+            "similarity_not_positive": before <= 0,
+            "constant_similarities": constant,
+        }
+        return {
+            "prototype": top,
+            "prototype_class": None,
+            "similarity_compressed": before,
+            "similarity_clean": after,
+            "similarity_change": after - before,
+            "similarity_change_relative": 100 * (after - before) / before if before > 0 else None,
+            "rank_clean": 1 + int((clean > after).sum()),
+            "rank_correlation": None
+            if constant
+            else float(stats.spearmanr(compressed, clean).statistic),
+            "top_k_overlap": 100 * same / count,
+            "remarks": " ".join(key for key, hold in holds.items() if hold),
+        }
+
+
+def _descending(values: Similarities) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Positions by value, the largest first; of equal ones the first."""
+    return np.argsort(-values, kind="stable")
+
+
+def _mean(key: str, label: str, rows: Sequence[Row], *, unit: Literal["%", ""] = "") -> Number:
+    """The mean of a column over the rows that have it."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return mean_number(key, label, values, unit=unit, better="higher")
