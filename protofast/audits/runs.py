@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,16 @@ def audited_models(
     *,
     checkpoint: str = "best",
     device: torch.device | str = "cpu",
+    warn: Callable[[str], None] = warnings.warn,
 ) -> list[AuditedModel]:
     """The runs' models, named after their folders.
 
-    Warns (UserWarning) where the test images are others than those that the runs were tested on.
+    Args:
+        folders: The runs.
+        images: The test images.
+        checkpoint: Which of each run.
+        device: Where to compute.
+        warn: Called where the images are others than those that the runs were tested on.
 
     Raises:
         CheckpointError: A checkpoint is missing or damaged.
@@ -117,7 +123,7 @@ def audited_models(
         tested = here
         others = other_images(loaded.images, test=images)
         if others and not models:
-            warnings.warn(f"{folder.path}: {others}", stacklevel=2)
+            warn(f"{folder.path}: {others}")
         models.append(
             AuditedModel(
                 name=name,

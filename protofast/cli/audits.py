@@ -20,6 +20,7 @@ from protofast.cli.console import (
     print_note,
     print_path,
     print_table,
+    print_warning,
 )
 from protofast.cli.runs import open_run, read_test_images
 
@@ -59,7 +60,9 @@ def audit_and_report(
     settings = shared_data(folders)
     try:
         images = read_test_images(folders[0], settings)
-        models = audited_models(folders, images, checkpoint=checkpoint, device=device)
+        models = audited_models(
+            folders, images, checkpoint=checkpoint, device=device, warn=print_warning
+        )
         with _bar() as tell:
             result = run_audits(models, images, audits, out, seed=seed, progress=tell)
     except KeyboardInterrupt:

@@ -42,7 +42,8 @@ class Dimming(Audit[DimmingSettings]):
     def units(self, subject: Subject) -> list[list[int]]:
         wanted = self.settings.images or len(subject.images)
         order = permutation(len(subject.images), subject.seed, 77)[:wanted].tolist()
-        return [order[at : at + self.settings.unit] for at in range(0, len(order), 4)]
+        size = self.settings.unit
+        return [order[at : at + size] for at in range(0, len(order), size)]
 
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         images = subject.load(positions)

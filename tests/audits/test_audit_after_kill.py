@@ -1,0 +1,54 @@
+"""The hard promise: an audit killed at any moment and started again ends in the same audit.json."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+KILLS = 16
+
+
+def _content(folder: Path) -> str:
+    text = (folder / "audit.json").read_text()
+    assert json.loads(text)["times"]["seconds"], "what is cut off are the times alone"
+    return text[: text.index(' "times": {')]
+
+
+def _files(folder: Path, *patterns: str) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for pattern in patterns
+        for file in folder.glob(pattern)
+        if file.is_file()
+    }
+
+
+def test_kills_at_any_moment_change_no_byte(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("kill_and_resume.py")
+    ran = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(KILLS)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    kills = int(ran.stdout.splitlines()[-1].split()[0])
+    assert kills >= KILLS, ran.stdout + ran.stderr
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _content(killed) == _content(whole)
+    made = ("settings.toml", "tables/*", "pictures/**/*.png")
+    expected = _files(whole, *made)
+    assert len(expected) > 10
+    assert _files(killed, *made) == expected
+    assert not list(killed.rglob("*.tmp"))
+    # What is on the disk is not done again: a kill costs the unit under way, no more.
+    measured = Counter((tmp_path / "killed.notes").read_text().splitlines())
+    assert set(measured) == set((tmp_path / "whole.notes").read_text().splitlines())
+    assert measured.total() <= len(measured) + kills
+    counts = [int(line.split()[0]) for line in ran.stdout.splitlines() if "of them new" in line]
+    assert len(set(counts)) > 4, "kills fell into different parts of the audit"
+    assert counts[-1] > 0
