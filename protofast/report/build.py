@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import itertools
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
-from markupsafe import Markup
+from jinja2 import UndefinedError
 
 from protofast.errors import RunFolderError
 from protofast.files import write_atomically
-from protofast.report import words
 from protofast.report.files import RunFiles, read_run
 from protofast.report.page import Page, class_counts, page_of
+from protofast.report.sheet import render_sheet
 
 _STYLES = ("page.css", "pictures.css", "sections.css")
-_SCRIPT = "report.js"
+_SCRIPTS = ("sheet.js", "report.js")
 
 
 # Parts of RunFiles, each with the file it comes from and what stands for it if it is unusable.
@@ -93,33 +89,10 @@ def _render_what_is_usable(run: RunFiles) -> str:
 
 def render(page: Page) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("protofast.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["name"] = words.name
-    environment.filters["number"] = words.number
-    environment.filters["short"] = words.short
-    environment.filters["percent"] = words.percent
-    environment.globals["count"] = words.count
-    script = _asset(_SCRIPT)
-    return environment.get_template("report.html").render(
+    return render_sheet(
+        "report.html",
+        styles=_STYLES,
+        scripts=_SCRIPTS,
         page=page,
         class_counts=class_counts(page.prototypes),
-        style=Markup("\n").join(Markup(_asset(name)) for name in _STYLES),
-        script=Markup(script),
-        script_hash=_hash(script),
     )
-
-
-def _asset(name: str) -> str:
-    return (files("protofast.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    """The script's expression for the content security policy, under which nothing else may run."""
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode('ascii')}"

@@ -101,8 +101,8 @@ def page_of(run: RunFiles) -> Page:
         receptive_field=model.get("receptive_field"),
         input_size=model.get("input_size"),
         summary=summary,
-        settings=_settings(run.settings or {}),
-        environment=list(_flat(run.environment or {})),
+        settings=tables_of(run.settings or {}),
+        environment=list(listed(run.environment or {})),
     )
 
 
@@ -147,7 +147,7 @@ def _classes(run: RunFiles) -> list[str]:
 # ----- settings and environment -----
 
 
-def _settings(settings: Json) -> list[tuple[str, list[tuple[str, str]]]]:
+def tables_of(settings: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     """(table, [(key, value), ...]) for each table of the settings."""
     tables = []
     plain = [(key, _value(value)) for key, value in settings.items() if not isinstance(value, dict)]
@@ -155,15 +155,16 @@ def _settings(settings: Json) -> list[tuple[str, list[tuple[str, str]]]]:
         tables.append(("run", [(words.name(key), value) for key, value in plain]))
     for key, value in settings.items():
         if isinstance(value, dict):
-            tables.append((words.name(key), list(_flat(value))))
+            tables.append((words.name(key), list(listed(value))))
     return tables
 
 
-def _flat(table: Json, prefix: str = "") -> Iterator[tuple[str, str]]:
+def listed(table: Json, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every entry of a nested table, its keys joined by dots, with its value as people read it."""
     for key, value in table.items():
         name = f"{prefix}{words.name(key)}"
         if isinstance(value, dict):
-            yield from _flat(value, f"{name}.")
+            yield from listed(value, f"{name}.")
         else:
             yield name, _value(value)
 

@@ -55,6 +55,12 @@ def count(value: int, word: str, plural: str | None = None) -> str:
     return f"{value:,} {word if value == 1 else plural or word + 's'}"
 
 
+def spelled(value: int) -> str:
+    """A small number as a word."""
+    numbers = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return numbers[value] if 0 <= value < len(numbers) else f"{value:,}"
+
+
 def name(text: object) -> str:
     """A name from outside, on one line and without invisible characters."""
     whole = str(text).encode("utf-8", "replace").decode("utf-8")  # no half of a surrogate pair

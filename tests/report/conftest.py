@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from audit_folder import write_audit_folder
 from explained_run import explain_tiny, train_tiny
 
-from protofast.report import build_report
+from protofast.report import build_audit_report, build_report
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,22 @@ def run(explained: Path, tmp_path: Path) -> Path:
     """A copy of the run that a test may spoil."""
     copy = tmp_path / "run"
     shutil.copytree(explained, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An audit folder of two models with its report."""
+    folder = write_audit_folder(tmp_path_factory.mktemp("audit") / "standard-vs-aligned")
+    build_audit_report(folder)
+    return folder
+
+
+@pytest.fixture
+def audit(audited: Path, tmp_path: Path) -> Path:
+    """A copy of the audit folder that a test may spoil."""
+    copy = tmp_path / "audit"
+    shutil.copytree(audited, copy)
     return copy
 
 

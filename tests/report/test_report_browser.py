@@ -16,21 +16,26 @@ pytestmark = pytest.mark.browser
 Open = Callable[..., None]
 
 
+def _set_up(browser: Any, *, width: int, height: int, dark: bool) -> None:
+    """The window's size, and what its reader prefers."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    wishes = {
+        "prefers-color-scheme": "dark" if dark else "light",
+        "prefers-reduced-motion": "reduce",  # a page that glides cannot be clicked on
+    }
+    features = [{"name": name, "value": value} for name, value in wishes.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
 @pytest.fixture
 def show(browser: Any) -> Iterator[Open]:
     """Opens a report from its file; at the end the browser must have nothing to complain about."""
 
     def open_report(run: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-        wishes = {
-            "prefers-color-scheme": "dark" if dark else "light",
-            "prefers-reduced-motion": "reduce",  # a page that glides cannot be clicked on
-        }
-        features = [{"name": name, "value": value} for name, value in wishes.items()]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        _set_up(browser, width=width, height=height, dark=dark)
         browser.get((run / "report.html").resolve().as_uri())
         browser.execute_script("try { localStorage.clear() } catch {}")
 

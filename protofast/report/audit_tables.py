@@ -1,0 +1,188 @@
+"""The papers' tables with our numbers in them, and the table that opens the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protofast.report import words
+from protofast.report.audit_files import AuditedModel, AuditFiles, Measure, Result
+from protofast.report.audit_subjects import Subject, amount, interval, with_unit
+from protofast.report.published import ACCURACY, HEAD_ON_STOMACH, Published, PublishedTable
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table: its value and, smaller, what belongs to it."""
+
+    value: str
+    interval: str = ""
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A model's numbers."""
+
+    name: str
+    remark: str
+    cells: list[Cell]
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows measured under one protocol."""
+
+    protocol: str
+    remark: str
+    rows: list[TableRow]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written."""
+
+    title: str
+    source: str
+    columns: list[str]
+    groups: list[Group]
+    notes: tuple[str, ...]
+
+
+EMPTY = Cell(words.DASH)
+
+
+def cell_of(measure: Measure | None, *, unit: bool = False) -> Cell:
+    """A number as a cell, with its unit where the head of the column does not say it."""
+    if measure is None or measure.value is None:
+        return EMPTY
+    value = amount(measure) if unit else words.number(measure.value, measure.digits)
+    return Cell(value, interval(measure), measure.n)
+
+
+def _published_cell(row: Published, key: str) -> Cell:
+    value = row.values.get(key)
+    if value is None:
+        return EMPTY
+    digits = 2 if round(value, 1) != value else 1
+    spread = row.spreads.get(key)
+    remark = "" if spread is None else f"± {words.number(spread, 1)}"
+    return Cell(words.number(value, digits), remark)
+
+
+def _published_rows(table: PublishedTable) -> list[TableRow]:
+    return [
+        TableRow(
+            row.model,
+            row.note,
+            [_published_cell(row, key) for key, _ in table.columns],
+            published=True,
+        )
+        for row in table.rows
+    ]
+
+
+def trained_with(model: AuditedModel) -> str:
+    """The defences in a model's training, in words; empty without any."""
+    return f"with {', '.join(model.defences)}" if model.defences else ""
+
+
+def paper_table(
+    table: PublishedTable,
+    audit: AuditFiles,
+    results: Sequence[Result],
+    protocols: dict[str, str],
+) -> Table:
+    """A paper's table: one group of rows per protocol, ours first, then what was published.
+
+    Args:
+        table: What was published.
+        audit: Everything that was audited.
+        results: The results of the audit that this table belongs to.
+        protocols: What each protocol does.
+    """
+    groups = []
+    present = list(dict.fromkeys(result.protocol for result in results))
+    if not table.protocol:
+        rows = [_our_row(table, audit, model, None) for model in audit.models]
+        groups.append(Group("", "", [*rows, *_published_rows(table)]))
+        return _finished(table, groups)
+    for protocol in [*present, *({table.protocol} - set(present))]:
+        rows = [
+            _our_row(table, audit, result.model, result)
+            for result in results
+            if result.protocol == protocol
+        ]
+        if protocol == table.protocol:
+            rows += _published_rows(table)
+        groups.append(Group(protocol, protocols.get(protocol, ""), rows))
+    return _finished(table, groups)
+
+
+def _finished(table: PublishedTable, groups: list[Group]) -> Table:
+    return Table(
+        title=table.title,
+        source=f"{table.name}. Published on {table.source}.",
+        columns=[heading for _, heading in table.columns],
+        groups=groups,
+        notes=table.notes,
+    )
+
+
+def _our_row(
+    table: PublishedTable, audit: AuditFiles, model: AuditedModel, result: Result | None
+) -> TableRow:
+    cells = []
+    for key, _ in table.columns:
+        measure = result.numbers.get(key) if result is not None else None
+        if measure is None and table in (ACCURACY, HEAD_ON_STOMACH):
+            measure = _accuracy_audited(audit, model, key)
+        cells.append(cell_of(measure))
+    return TableRow(model.name, trained_with(model), cells)
+
+
+def _accuracy_audited(audit: AuditFiles, model: AuditedModel, key: str) -> Measure | None:
+    """A number of the model's audit of accuracy, which stands beside others in Tables 1 and 3."""
+    for result in audit.results:
+        if result.audit == "robust_accuracy" and result.model is model and key in result.numbers:
+            return result.numbers[key]
+    return None
+
+
+# ----- the opening table -----
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Models as rows, the main number of every audit as columns."""
+
+    columns: list[tuple[str, str, str]]  # name, what is counted, protocol
+    rows: list[TableRow]
+
+
+def overview(audit: AuditFiles, chosen: Sequence[tuple[Subject, Sequence[Result]]]) -> Overview:
+    """The main numbers side by side, after the accuracy that each model states itself.
+
+    Args:
+        audit: Everything that was audited.
+        chosen: Each audit with the results, of one protocol, that speak for it.
+    """
+    columns = [("Accuracy", "as trained", "")]
+    rows = [
+        TableRow(model.name, trained_with(model), [accuracy_of(model)]) for model in audit.models
+    ]
+    for subject, results in chosen:
+        measures = {result.model.index: result.numbers.get(subject.main) for result in results}
+        labels = [measure.label for measure in measures.values() if measure is not None]
+        if not labels:
+            continue
+        columns.append((subject.short, labels[0], results[0].protocol))
+        for model, row in zip(audit.models, rows, strict=True):
+            row.cells.append(cell_of(measures.get(model.index), unit=True))
+    return Overview(columns, rows)
+
+
+def accuracy_of(model: AuditedModel) -> Cell:
+    """A model's accuracy as it says itself."""
+    return EMPTY if model.accuracy is None else Cell(with_unit(model.accuracy, "%"))
