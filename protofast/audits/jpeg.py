@@ -164,8 +164,10 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
             )
         ]
         numbers += [
-            _mean("similarity_change", "change of the top similarity without artefacts", hit),
-            _mean("similarity_change_relative", "the same, relative", hit, unit="%"),
+            _mean("similarity_change", "change of the top similarity", hit),
+            _mean(
+                "similarity_change_relative", "relative change of the top similarity", hit, unit="%"
+            ),
             share_number("similarity_falls", "top similarity falls", falls, better="lower"),
             _mean("rank_correlation", "rank correlation of all similarities", hit),
             _mean("top_k_overlap", f"same top {self.settings.top} prototypes", hit, unit="%"),
