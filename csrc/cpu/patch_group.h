@@ -37,19 +37,23 @@ const T* prototype_rows(
   return storage.data();
 }
 
-constexpr int64_t kGroupBytes = 8 << 20;  // of images at once: what stays in the L3 cache
+// Images at once: so many bytes of them, or a few for each thread and enough to add up in one go.
+constexpr int64_t kGroupBytes = 1 << 20;
+constexpr int64_t kGroupImages = 16;
 
 // The patches of a group of images as rows, in place or converted, and what cosine needs of them.
 template <typename T>
 class PatchGroup {
  public:
-  PatchGroup(const PatchAccess<T>& access, const FeatureMap& features, Metric metric)
+  PatchGroup(
+      const PatchAccess<T>& access, const FeatureMap& features, Metric metric, int64_t threads
+  )
       : access_(access),
         features_(features),
         in_place_(access.rows_in_place(features)),
         cosine_(metric == Metric::kCosine),
         image_numbers_(features.locations * features.depth),
-        size_(group_size()),
+        size_(group_size(threads)),
         rows_(size_),
         storage_(in_place_ ? 0 : size_ * image_numbers_),
         inverse_norms_(cosine_ ? size_ * features.locations : 0) {}
@@ -71,9 +75,12 @@ class PatchGroup {
   }
 
  private:
-  int64_t group_size() const {
+  int64_t group_size(int64_t threads) const {
     const int64_t bytes = image_numbers_ * static_cast<int64_t>(sizeof(T));
-    return std::clamp<int64_t>(kGroupBytes / bytes, 1, std::max<int64_t>(features_.images, 1));
+    const int64_t most = std::max({kGroupBytes / bytes, kGroupImages, 4 * threads});
+    const int64_t images = std::max<int64_t>(features_.images, 1);
+    const int64_t groups = ceil_divide(images, most);
+    return ceil_divide(images, groups);
   }
 
   const PatchAccess<T>& access_;

@@ -210,6 +210,7 @@ TEST(neither_batch_nor_threads_nor_layout_change_a_bit) {
   for_each_instruction_set([](InstructionSet set) {
     for (const Metric metric : kMetrics) check_bits(set, metric, {17, 65, 127, 50});
     check_bits(set, Metric::kSquaredL2, {3, 40, 1100, 70});  // in steps of the depth
+    check_bits(set, Metric::kSquaredL2, {2, 300, 33, 49});   // one chunk, panels divided
   });
 }
 

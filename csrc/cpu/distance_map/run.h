@@ -117,7 +117,7 @@ void distance_map_gradients(
   if (cosine) {
     kernels.access.find_inverse_norms({rows, depth}, count, depth, prototype_norms.data());
   }
-  PatchGroup<T> group(kernels.access, features, metric);
+  PatchGroup<T> group(kernels.access, features, metric, threads);
   Workspace<T> tiles(threads * image_numbers), sums(count * depth), parts(threads * depth);
   std::fill_n(sums.data(), count * depth, T(0));
 

@@ -58,7 +58,7 @@ void nearest_patch_gradients(
       metric, count, depth, features.locations, rows, prototype_norms.data()
   };
 
-  PatchGroup<T> group(kernels.access, features, metric);
+  PatchGroup<T> group(kernels.access, features, metric, threads);
   Workspace<T> slopes(group.size() * count);
   std::vector<BackwardImage<T>> images(group.size());
   std::vector<PatchSums<T>> workers;

@@ -81,13 +81,56 @@ class ChunkWorkspace {
   int64_t first_image_ = -1;
 };
 
-// How the work is divided into tasks: chunks of images, each against slabs of panels.
-struct Division {
-  int64_t images;  // of a chunk
-  int64_t chunks;
-  int64_t panels;  // of a slab
-  int64_t slabs;
+// How the work is divided: chunks of images, each against all panels of prototypes. A worker takes
+// a chunk and goes through its panels, a few at a time; when there is no chunk left it helps with
+// the panels of others'. So the last chunks end at the same time everywhere, and a worker that
+// loses time to something else holds nobody up.
+class Division {
+ public:
+  Division(int64_t images, int64_t chunk_images, int64_t panels, int64_t panels_at_once)
+      : images_(images),
+        chunk_images_(chunk_images),
+        panels_(panels),
+        panels_at_once_(panels_at_once),
+        next_panel_(ceil_divide(images, chunk_images)) {}
+
+  int64_t chunks() const { return static_cast<int64_t>(next_panel_.size()); }
+  int64_t chunk_images() const { return chunk_images_; }
+  int64_t tasks() const { return chunks() * ceil_divide(panels_, panels_at_once_); }
+
+  // One worker: calls work(first_image, images, begin, end) for panels [begin, end).
+  template <typename Work>
+  void take_part(const Work& work) {
+    for (int64_t i = next_chunk_++; i < chunks(); i = next_chunk_++) take(i, work);
+    for (int64_t i = chunks() - 1; i >= 0; --i) take(i, work);
+  }
+
+ private:
+  template <typename Work>
+  void take(int64_t chunk, const Work& work) {
+    const int64_t first = chunk * chunk_images_;
+    const int64_t count = std::min(chunk_images_, images_ - first);
+    for (;;) {
+      const int64_t begin = next_panel_[chunk].fetch_add(panels_at_once_);
+      if (begin >= panels_) return;
+      work(first, count, begin, std::min(panels_, begin + panels_at_once_));
+    }
+  }
+
+  int64_t images_;
+  int64_t chunk_images_;
+  int64_t panels_;
+  int64_t panels_at_once_;
+  std::atomic<int64_t> next_chunk_{0};
+  std::vector<std::atomic<int64_t>> next_panel_;  // of each chunk
 };
+
+// Multiplications, about, between one look at what others have taken and the next.
+constexpr int64_t kStepsOfTask = 1 << 20;
+// So many threads share a chunk without packing it taking more than a tenth of their time.
+constexpr int64_t kThreadsOfChunk = 8;
+// For so many, packing panels anew each time is no slower than having all threads pack and wait.
+constexpr int64_t kFewChunks = 4;
 
 template <typename T>
 Division divide(
@@ -100,16 +143,16 @@ Division divide(
   const int64_t patch_bytes = features.depth * static_cast<int64_t>(sizeof(T));
   const int64_t bytes = prototypes * patch_bytes > kManyBytes ? kChunkBytesOfMany : kChunkBytes;
   const int64_t most = std::max<int64_t>(1, bytes / (features.locations * patch_bytes));
-  // As many chunks for each thread.
-  const int64_t chunks = round_up(ceil_divide(features.images, most), threads);
-  Division division;
-  division.images = ceil_divide(features.images, chunks);
-  division.chunks = ceil_divide(features.images, division.images);
-  // With few images the prototypes are divided among the threads as well.
-  const int64_t slabs = std::min(panels, ceil_divide(2 * threads, division.chunks));
-  division.panels = ceil_divide(panels, slabs);
-  division.slabs = ceil_divide(panels, division.panels);
-  return division;
+  // One chunk, if it holds all images, is best: the threads divide its panels. But each of them
+  // packs its images. With several, as many for each thread.
+  const int64_t parts = std::min(features.images, threads / kThreadsOfChunk);
+  int64_t chunks = std::max(ceil_divide(features.images, most), parts);
+  if (chunks > 1) chunks = round_up(chunks, threads);
+  const int64_t images = ceil_divide(features.images, chunks);
+  const int64_t steps = images * features.locations * features.depth * kernels.panel_lanes;
+  const int64_t at_once =
+      std::min(ceil_divide(kStepsOfTask, steps), ceil_divide(panels, 2 * threads));
+  return Division(features.images, images, panels, at_once);
 }
 
 // Calls search(prototypes, images, first_image, panel) for every chunk of images and every panel.
@@ -126,12 +169,14 @@ bool search_everything(
     const Search& search
 ) {
   const PackedPrototypes<T>& prototypes = pack.prototypes();
-  const int64_t panels = ceil_divide(prototypes.count, kernels.panel_lanes);
-  const Division division = divide(kernels, features, prototypes.count, threads);
-  const int64_t tasks = division.chunks * division.slabs, workers = std::min(threads, tasks);
-  // A panel that one chunk alone needs is packed by the worker that needs it, just before: then it
-  // and the prototypes, which refining reads, are in the cache, and no other memory is touched.
-  const bool pack_late = !pack.is_frozen() && division.chunks == 1;
+  Division division = divide(kernels, features, prototypes.count, threads);
+  const int64_t workers = std::min(threads, division.tasks());
+  // Panels that stay in the cache from one of many chunks to the next are packed beforehand. Others
+  // are packed by the worker that needs them, just before: then they and the prototypes, which
+  // refining reads, are in the cache, and no other memory is touched.
+  const int64_t bytes = prototypes.count * prototypes.depth * static_cast<int64_t>(sizeof(T));
+  const bool few = division.chunks() <= kFewChunks || bytes > kManyBytes;
+  const bool pack_late = few && !pack.is_frozen();
   if (!pack_late && !pack.is_frozen()) pack.pack_panels(kernels, threads, parallel);
   const int64_t late_numbers = pack_late ? pack.panel_numbers(kernels) : 0;
   Workspace<T> late(workers * late_numbers);
@@ -139,28 +184,26 @@ bool search_everything(
   std::vector<ChunkWorkspace<T>> workspaces;
   workspaces.reserve(workers);
   for (int64_t i = 0; i < workers; ++i) {
-    workspaces.emplace_back(kernels, features, division.images, find_repetitions);
+    workspaces.emplace_back(kernels, features, division.chunk_images(), find_repetitions);
   }
   std::atomic<bool> current{true};
-  run_tasks(tasks, workers, parallel, [&](int64_t worker, int64_t task) {
-    const int64_t first = task / division.slabs * division.images;
-    const int64_t count = std::min(division.images, features.images - first);
-    const PackedImages<T>& images =
-        workspaces[worker].pack(kernels, prototypes, features, first, count);
-    const int64_t begin = task % division.slabs * division.panels;
-    const int64_t end = std::min(panels, begin + division.panels);
-    for (int64_t panel = begin; panel < end; ++panel) {
-      if (pack_late) {
-        T* memory = late.data() + worker * late_numbers;
-        search(pack.pack_panel(kernels, panel, memory), images, first, panel);
-        continue;
+  parallel(workers, [&](int64_t worker) {
+    division.take_part([&](int64_t first, int64_t count, int64_t begin, int64_t end) {
+      const PackedImages<T>& images =
+          workspaces[worker].pack(kernels, prototypes, features, first, count);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        if (pack_late) {
+          T* memory = late.data() + worker * late_numbers;
+          search(pack.pack_panel(kernels, panel, memory), images, first, panel);
+          continue;
+        }
+        if (pack.is_frozen() && first == 0) {
+          const int64_t lane = panel * kernels.panel_lanes;
+          if (!pack.is_current(lane, lane + kernels.panel_lanes)) current = false;
+        }
+        search(prototypes, images, first, panel);
       }
-      if (pack.is_frozen() && first == 0) {
-        const int64_t lane = panel * kernels.panel_lanes;
-        if (!pack.is_current(lane, lane + kernels.panel_lanes)) current = false;
-      }
-      search(prototypes, images, first, panel);
-    }
+    });
   });
   return current;
 }

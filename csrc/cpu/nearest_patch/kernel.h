@@ -28,9 +28,9 @@
 // or thread computes it, and always adds up in the order of d. A task owns its outputs; nothing is
 // summed across tasks. The centre depends on the prototypes alone.
 //
-// A task is a few images (kChunkBytes in forward.h) against a run of panels: it packs the images
-// into its thread's workspace, which stays in the L2 cache while the panels stream past it. A panel
-// stays in the L1 cache while the images go past it; one too deep for that goes in steps.
+// A worker takes a few images (kChunkBytes in forward.h), packs them into its workspace, which
+// stays in the L2 cache, and goes through the panels of prototypes. A panel stays in the L1 cache
+// while the images go past it; one too deep for that goes in steps.
 #pragma once
 
 #include "cpu/nearest_patch/backward_kernel.h"
