@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from protofast.cli.options import Checkpoint, Device, Threads, choose_device
+from protofast.cli.options import Checkpoint, Device, Threads, choose_device, given
 from protofast.errors import command_line
 
 Runs = Annotated[
@@ -90,7 +90,7 @@ def audit(
     chosen = choose_device(device, threads)
     wanted = build_audits(audits or [], protocol=protocol, images=images, overrides=overrides or [])
     folder = out or default_folder(runs, protocol)
-    options: list[tuple[str, object, object]] = [
+    again = given(
         *(("--audit", name, None) for name in audits or []),
         ("--protocol", protocol, "paper"),
         ("--images", images, None),
@@ -100,8 +100,7 @@ def audit(
         ("--out", out, None),
         ("--device", device, "auto"),
         ("--threads", threads, None),
-    ]
-    given = [word for option, value, usual in options if value != usual for word in (option, value)]
+    )
     return audit_and_report(
         runs,
         wanted,
@@ -109,5 +108,5 @@ def audit(
         checkpoint=checkpoint,
         seed=seed,
         device=chosen,
-        again=command_line("audit", *runs, *map(str, given)),
+        again=command_line("audit", *runs, *again),
     )

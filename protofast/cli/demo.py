@@ -1,37 +1,118 @@
 """`protofast demo`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protofast.cli.console import print_note
-from protofast.cli.options import Device, Overrides, Threads, choose_device
+from protofast.cli.options import Device, Overrides, Threads, choose_device, given
+from protofast.errors import RunFolderError, command_line
 
-Out = Annotated[Path, typer.Option(metavar="FOLDER", help="The run folder to make.")]
+if TYPE_CHECKING:
+    import torch
+
+    from protofast.training import Settings
+
+RECIPE = "demo"
+MODELS = {"standard": (), "defended": ("adversarial", "aligned")}
+"""The two models, each with the parts that go over the recipe."""
+_AUDIT = "audit"
+_IMAGES = 60
+
+Out = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="The folder of the demo: two runs and their audit.")
+]
+Subset = Annotated[
+    int,
+    typer.Option("--images", metavar="N", min=1, help="Test images that each audit looks at."),
+]
 
 
 def demo(
     out: Out = Path("protofast-demo"),
+    images: Subset = _IMAGES,
     overrides: Overrides = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> int:
-    """Train on rendered birds, explain, and write a report: no data, download or GPU needed.
+    """Train two models on rendered birds, explain and audit them: no data, download or GPU needed.
 
-    Takes a few minutes on two cores and prints where the report is. Run again, it goes on with an
-    interrupted demo, and makes the report of a finished one anew.
+    The one is a standard ProtoPNet, the other is trained against the attacks of the audits
+    (adversarial training, alignment loss, masking). Takes some minutes on two cores and prints
+    where each model's report is, and the audit that compares both. Run again, it goes on where it
+    was; what is done is not done again.
 
     Examples:
       protofast demo
       protofast demo --out birds --threads 2
     """
-    from protofast.cli.runs import train_and_report
+    from protofast.audits import build_audits
+    from protofast.cli.audits import audit_and_report
     from protofast.training import load_settings
 
-    settings = load_settings("demo", overrides or [])
-    chosen = choose_device(device, threads, auto=settings.training.accelerator)
-    there = (out / "settings.toml").is_file()
-    if there:
-        print_note(f"{out} is there already; going on with it")
-    return train_and_report(settings, out, resume=there, device=chosen)
+    settings = {
+        name: load_settings(RECIPE, overrides or [], parts=parts) for name, parts in MODELS.items()
+    }
+    chosen = choose_device(device, threads, auto=settings["standard"].training.accelerator)
+    _check_place(out)
+    again = command_line(
+        "demo",
+        *given(
+            ("--out", out, Path("protofast-demo")),
+            ("--images", images, _IMAGES),
+            *(("--set", override, None) for override in overrides or []),
+            ("--device", device, "auto"),
+            ("--threads", threads, None),
+        ),
+    )
+    for name, said in settings.items():
+        code = _train(said, out / name, chosen, again)
+        if code:
+            return code
+    return audit_and_report(
+        [out / name for name in MODELS],
+        build_audits(images=images),
+        out / _AUDIT,
+        checkpoint="best",
+        seed=0,
+        device=chosen,
+        again=again,
+    )
+
+
+def _train(settings: Settings, path: Path, device: torch.device, again: str) -> int:
+    """Train and report a model, unless that is done; the exit code."""
+    from protofast.cli.runs import open_run, train_and_report
+    from protofast.training import check_changes
+
+    if not (path / "settings.toml").is_file():
+        print_note(f"{path.name} model:")
+        return train_and_report(settings, path, resume=False, device=device, again=again)
+    check_changes(open_run(path, change=True), settings, allow=False)
+    if (path / "report.html").is_file():
+        print_note(f"{path.name} model: {path} is finished already")
+        return 0
+    print_note(f"{path.name} model: {path} is there already; going on with it")
+    return train_and_report(settings, path, resume=True, device=device, again=again)
+
+
+def _check_place(out: Path) -> None:
+    """A folder that holds something else is not to be mixed with the demo.
+
+    Raises:
+        RunFolderError: It does.
+    """
+    if out.is_dir():
+        foreign = sorted(file.name for file in out.iterdir() if not _is_ours(file))
+        if foreign:
+            raise RunFolderError(
+                f"{out} exists, is not an empty folder, and holds no demo (but {foreign[0]}); "
+                "choose another for the demo (--out)"
+            )
+
+
+def _is_ours(file: Path) -> bool:
+    return file.name.lstrip(".").partition(".")[0] in (*MODELS, _AUDIT)

@@ -23,11 +23,11 @@ _HINTS = {
 class UnfinishedRunError(ProtofastError):
     """Training stopped with an error; the message says how the run goes on."""
 
-    def __init__(self, error: Exception, folder: Path) -> None:
+    def __init__(self, error: Exception, again: str) -> None:
         full = isinstance(error, OSError) and error.errno in _FULL
         remedy = "free some space, then go on with" if full else "once that is mended, go on with"
         line = _plain(error) if full else one_line(error)
-        super().__init__(f"{line}; {remedy}: {resume_command(folder)}")
+        super().__init__(f"{line}; {remedy}: {again}")
 
 
 def resume_command(folder: Path) -> str:

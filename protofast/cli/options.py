@@ -85,3 +85,14 @@ def choose_device(device: str, threads: int | None, *, auto: str = "auto") -> to
         last = torch.cuda.device_count() - 1
         raise SettingsError(f"{asked} {device}: the GPUs here are cuda:0 to cuda:{last}")
     return chosen
+
+
+def given(*options: tuple[str, object, object]) -> list[str]:
+    """The options that were given, to be typed again.
+
+    Args:
+        options: Each one's name, its value, and the value that it has when it is not given.
+    """
+    return [
+        word for option, value, usual in options if value != usual for word in (option, str(value))
+    ]

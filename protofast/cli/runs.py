@@ -104,6 +104,7 @@ def train_and_report(
     allow_changes: bool = False,
     report: bool = True,
     device: torch.device,
+    again: str | None = None,
 ) -> int:
     """Train, then evaluate, explain and report; the exit code.
 
@@ -114,8 +115,9 @@ def train_and_report(
         allow_changes: Resume even if `settings` differ from the folder's.
         report: Whether to evaluate, explain and report at the end.
         device: Where to compute.
+        again: The command that goes on with an interrupted run; by default training's.
     """
-    folder = None
+    folder, again = None, again or resume_command(path)
     # Before the images are read, which may take a while.
     if resume:
         folder = open_run(path, change=True)
@@ -138,22 +140,21 @@ def train_and_report(
             data=data,
         )
     except KeyboardInterrupt:  # the second one, which does not wait for the next batch
-        print_note(f"interrupted; go on with: {resume_command(path)}")
+        print_note(f"interrupted; go on with: {again}")
         return EXIT_INTERRUPTED
     except Exception as error:
         if may_go_on(error) and (path / "settings.toml").is_file():
-            raise UnfinishedRunError(error, path) from error
+            raise UnfinishedRunError(error, again) from error
         raise
     if not result.finished:
         print_note(
-            f"interrupted after {result.steps_done} of {result.steps} steps; go on with: "
-            f"{resume_command(path)}"
+            f"interrupted after {result.steps_done} of {result.steps} steps; go on with: {again}"
         )
         return EXIT_INTERRUPTED
     if not _is_first_rank():
         return 0
     _tell_end(result)
-    return _finish(result.folder, data, device) if report else 0
+    return _finish(result.folder, data, device, again) if report else 0
 
 
 def perturbation(training: TrainingSettings) -> FastAdversarial | None:
@@ -219,13 +220,13 @@ def _warn_of_other_images(loaded: LoadedModel, **sets: ImageSet) -> None:
         print_warning(others)
 
 
-def _finish(folder: RunFolder, data: Splits, device: torch.device) -> int:
+def _finish(folder: RunFolder, data: Splits, device: torch.device, again: str) -> int:
     """Evaluate, explain and report the best checkpoint; the exit code."""
     try:
         evaluate_run(folder, "best", data.test, device)
         path = explain_and_report(folder, "best", data, device)
     except KeyboardInterrupt:
-        print_note(f"interrupted after training; for the report: {resume_command(folder.path)}")
+        print_note(f"interrupted after training; for the report: {again}")
         return EXIT_INTERRUPTED
     print_path("report", path)
     return 0

@@ -82,11 +82,12 @@ def test_settings_are_the_users_to_correct() -> None:
 def test_a_stopped_run_says_how_it_goes_on() -> None:
     folder = Path("my runs/a")
     assert resume_command(folder) == "protofast train --resume 'my runs/a'"
-    assert str(UnfinishedRunError(_os_error(errno.ENOSPC, "x"), folder)) == (
+    again = resume_command(folder)
+    assert str(UnfinishedRunError(_os_error(errno.ENOSPC, "x"), again)) == (
         "x: No space left on device; free some space, then go on with: "
         "protofast train --resume 'my runs/a'"
     )
-    assert str(UnfinishedRunError(DataError("x: damaged; copy it again"), folder)) == (
+    assert str(UnfinishedRunError(DataError("x: damaged; copy it again"), again)) == (
         "x: damaged; copy it again; once that is mended, go on with: "
         "protofast train --resume 'my runs/a'"
     )
