@@ -14,15 +14,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from protofast.audits import Audit, AuditResult, run_audits
 from protofast.audits.runs import audited_models, run_names, shared_data
 from protofast.cli.console import (
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     console,
     duration,
+    print_error,
     print_note,
     print_path,
     print_table,
     print_warning,
 )
 from protofast.cli.runs import open_run, read_test_images
+from protofast.report import write_audit_report
 
 Entry = dict[str, Any]
 
@@ -65,13 +68,17 @@ def audit_and_report(
         )
         with _bar() as tell:
             result = run_audits(models, images, audits, out, seed=seed, progress=tell)
+        report = write_audit_report(out)
     except KeyboardInterrupt:
         print_note(f"interrupted; what is done is kept; go on with: {again}")
         return EXIT_INTERRUPTED
     print_note(f"audited in {duration(time.monotonic() - started)}")
     _print_numbers(result)
-    print_path("audit", out)
-    return 0
+    print_path("numbers", out / "audit.json")
+    print_path("audit report", report.path)
+    for text in report.problems:
+        print_error(f"{out}: {text}")
+    return EXIT_FAILED if report.problems else 0
 
 
 @contextlib.contextmanager

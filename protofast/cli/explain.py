@@ -93,17 +93,19 @@ def explain(
 
 
 def report(run: Run) -> int:
-    """Write RUN/report.html anew from the files in the run folder.
+    """Write RUN/report.html anew from the files in the run folder, or an audit folder's audit.html.
 
     What is missing is said in the report, with the command that makes it. What is damaged is left
     out and named, here and in the report; the exit code is then 1.
 
     Examples:
       protofast report runs/cub
+      protofast report runs/cub/audits/paper
     """
-    from protofast.report import write_report
+    from protofast.report import write_audit_report, write_report
 
-    written = write_report(run)
+    is_audit = (run / "audit.json").is_file() and not (run / "checkpoints").is_dir()
+    written = write_audit_report(run) if is_audit else write_report(run)
     print_path("report", written.path)
     for text in written.problems:
         print_error(f"{run}: {text}{_remedy(text, run)}")

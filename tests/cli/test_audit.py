@@ -31,7 +31,11 @@ def test_a_run(place: Place) -> None:
     out = answer.done()
     folder = place.run / "audits" / "paper"
     assert re.search(r"^audited in \d+ s$", out, re.M)
-    assert f"audit: {folder}" in out
+    assert f"audit report: {folder / 'audit.html'}" in out
+    html = (folder / "audit.html").read_bytes()
+    (folder / "audit.html").unlink()
+    assert f"report: {folder / 'audit.html'}" in command("report", folder).done()
+    assert (folder / "audit.html").read_bytes() == html
     said = json.loads((folder / "audit.json").read_text())
     (model,) = said["models"]
     assert model["name"] == "run"

@@ -68,20 +68,6 @@ def test_a_finished_run_is_reported_anew(place: Place) -> None:
     assert (place.run / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_demo_goes_on_with_its_folder(tmp_path: Path) -> None:
-    few = ("--set", "data.classes=2", "--set", "data.train_per_class=4")
-    tiny = (*few, "--set", "data.test_per_class=2", *TINY, "--set", "training.batch_size=4")
-    tiny = (*tiny, "--set", "training.warm_head=prototypes")
-    out = command("demo", "--out", tmp_path / "demo", *tiny).done()
-    assert f"report: {tmp_path / 'demo' / 'report.html'}" in out
-    out = command("demo", "--out", tmp_path / "demo", *tiny).done()
-    assert "is there already; going on with it" in out
-    assert "is finished already" in out
-    answer = command("demo", "--out", tmp_path / "demo")
-    assert answer.code == 2
-    assert "was started with other settings" in answer.error
-
-
 def test_any_recipe_takes_a_folder_of_ones_own(place: Place) -> None:
     for recipe in ("paper", "demo", "cub80"):
         settings = load_settings(recipe, data_overrides(place.photos))
