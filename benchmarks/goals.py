@@ -34,6 +34,7 @@ def verdicts(results: Results) -> list[Verdict]:
     found += _masked_view(results)
     found += _scans(results)
     found.append(_training_step(results))
+    found += _misalignment(results)
     return found
 
 
@@ -240,6 +241,23 @@ def _training_step(results: Results) -> Verdict:
     shares = [share_of_layer(result) for result in (theirs, ours)]
     before, after = (f"{100 * share:.2g} %" for share in shares)
     return Verdict(what, NAMES["original"], "< 2 %", before, after, after, shares[1] < 0.02)
+
+
+def _misalignment(results: Results) -> list[Verdict]:
+    """Against one image at a time; its published code passes each iterate once, others twice."""
+    found = []
+    for device, goal in (("cpu", 2.0), ("cuda", 10.0)):
+        place = {"cpu": "CPU", "cuda": "GPU"}[device]
+        what = f"{place} spatial-misalignment benchmark, ResNet-18, 224 px"
+        ours = results.one("spatial misalignment", "ours", device)
+        for layer, passes in (("original_twice", "two forwards"), ("original", "one forward")):
+            baseline = f"image by image, {passes} a step"
+            theirs = results.one("spatial misalignment", layer, device)
+            if ours is None or theirs is None:
+                found.append(_not_run(what, baseline, f"≥ {goal:g}x", device))
+            else:
+                found.append(_times(what, baseline, goal, theirs.median, ours.median, device))
+    return found
 
 
 def share_of_layer(result: Result) -> float:

@@ -201,6 +201,8 @@ def examine(
         image_ids: int64 [N], what keys each image's noise.
         seed: Likewise.
     """
+    if images.device.type == "cpu":  # in this layout, a ResNet takes a tenth less there
+        images = images.contiguous(memory_format=torch.channels_last)
     size = (images.shape[2], images.shape[3])
     several = settings.prototypes == "gt_protos"
     with torch.no_grad():
