@@ -35,6 +35,7 @@ def verdicts(results: Results) -> list[Verdict]:
     found += _scans(results)
     found.append(_training_step(results))
     found += _misalignment(results)
+    found.append(_jpeg(results))
     return found
 
 
@@ -258,6 +259,15 @@ def _misalignment(results: Results) -> list[Verdict]:
             else:
                 found.append(_times(what, baseline, goal, theirs.median, ours.median, device))
     return found
+
+
+def _jpeg(results: Results) -> Verdict:
+    what = "CPU JPEG round trip, 64 images of 224x224, quality 20"
+    baseline = "Pillow, in as many threads"
+    ours, theirs = (results.one("jpeg", layer, "cpu") for layer in ("ours", "pillow"))
+    if ours is None or theirs is None:
+        return _not_run(what, baseline, "≥ 3x", "cpu")
+    return _times(what, baseline, 3, theirs.median, ours.median)
 
 
 def share_of_layer(result: Result) -> float:

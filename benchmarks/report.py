@@ -59,6 +59,7 @@ def compose(results: Results, pictures: Sequence[str] = ()) -> str:
         _memory(results),
         _scans(results),
         _training_step(results),
+        _jpeg(results),
         "\n".join(["## Scaling", "", *(f"![{Path(p).stem}]({p})" for p in pictures)]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -301,6 +302,25 @@ def _training_step(results: Results) -> str:
         "ResNet-18 from scratch, 32 images of 224x224, 2,000 prototypes, D = 128, Adam; means.\n\n"
     )
     return "## A training step\n\n" + text + table(head, rows)
+
+
+def _jpeg(results: Results) -> str:
+    words = {
+        "ours": "**ours** (simplejpeg)",
+        "pillow": "Pillow, image by image",
+        "pillow ours": 'ours with codec="pillow"',
+    }
+    found = {result.info["layer"]: result for result in results.of("jpeg")}
+    if not found:
+        return ""
+    rows = [
+        (words[layer], in_words(result.median), in_words(result.median / result.info["images"]))
+        for layer, result in found.items()
+    ]
+    one = next(iter(found.values())).info
+    text = f"{one['images']} images of 224x224 at quality 20, 4:2:0, each in {one['threads']} "
+    text += "threads.\n\n"
+    return "## A JPEG round trip\n\n" + text + table(("what", "time", "per image"), rows)
 
 
 if __name__ == "__main__":
