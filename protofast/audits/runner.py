@@ -34,6 +34,9 @@ from protofast.models import PrototypeModel
 
 PREDICTIONS = "predictions"
 _PREDICTED_AT_ONCE = 512  # images of a unit of predictions
+# On a CPU an audit's units are cut into smaller ones: an attack on so many images takes a while, is
+# not slower for it, and an interruption costs less.
+_ATTACKED_AT_ONCE = 16
 
 Progress = Callable[[str, int, int], None]  # called with (what is done, work done, work in all)
 Stop = Callable[[], bool]
@@ -218,7 +221,7 @@ class _Work:
                     "correct_in_all": fingerprint({"correct": in_all.tolist()}),
                     "facts": subject.facts,
                 }
-                units = [[int(each) for each in unit] for unit in audit.units(subject)]
+                units = list(_pieces(audit.units(subject), subject.device))
                 marks = [
                     self._mark(self.identities[number], positions=positions, **known)
                     for positions in units
@@ -318,6 +321,14 @@ class _Work:
 
     def _took(self, part: str, unit: Unit) -> None:
         self.seconds[part] = round(self.seconds.get(part, 0.0) + unit.seconds, 3)
+
+
+def _pieces(units: Sequence[Sequence[int]], device: torch.device) -> Iterator[list[int]]:
+    """The units, in smaller ones on a CPU."""
+    for unit in units:
+        size = _ATTACKED_AT_ONCE if device.type == "cpu" else len(unit)
+        for start in range(0, len(unit), max(1, size)):
+            yield [int(position) for position in unit[start : start + size]]
 
 
 def _check_audits(audits: Sequence[Audit[Any]]) -> None:

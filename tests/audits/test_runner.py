@@ -141,6 +141,12 @@ def test_interrupted_and_resumed_gives_the_same_bytes(run: Run, tmp_path: Path) 
         assert (result.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
+def test_long_units_are_cut_on_a_cpu(run: Run) -> None:
+    _, audit = run(settings=DimmingSettings(unit=IMAGES))
+    assert [len(unit) for unit in audit.measured] == [16, IMAGES - 16] * 2
+    assert sorted([*audit.measured[0], *audit.measured[1]]) == list(range(IMAGES))
+
+
 def test_asked_to_stop(run: Run) -> None:
     asked = iter([False] * 5 + [True])
     result, audit = run(stop=lambda: next(asked))
