@@ -2,7 +2,8 @@
 
 `ops <- layers, similarities <- models, projection, pruning, alignment <- explain, attacks <-
 audits`; `losses` take tensors only; `data` stands alone; `training` never sees attacks, explain,
-audits or the report; `report` reads files alone; only `ops` speaks of `torch.ops`; `cli` composes.
+audits or the report; `report` reads files alone; `reproduce` plans
+runs and audits and reads what they wrote; only `ops` speaks of `torch.ops`; `cli` composes.
 """
 
 import ast
@@ -76,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "report": {"files"},
+    "reproduce": {"training", "audits", "report", "files"},
     "interop": {"ops", "similarities", "layers", "models", "projection", "heatmaps"},
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import typer
 
-from protofast.cli import audit, demo, evaluate, explain, info, refine, train
+from protofast.cli import audit, demo, evaluate, explain, info, refine, reproduce, train
 from protofast.cli.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -113,6 +113,7 @@ for _command in (
     explain.explain,
     explain.report,
     audit.audit,
+    reproduce.reproduce,
     info.info,
 ):
     app.command(help=help_text(_command))(guarded(_command))

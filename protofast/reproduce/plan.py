@@ -1,0 +1,189 @@
+"""What a grid consists of: models, the audits of them, seeds; read from a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from protofast.audits import AUDITS, Audit, build_audits
+from protofast.errors import SettingsError
+from protofast.training import Settings, load_settings
+
+_PLANS = Path(__file__).parent / "plans"
+
+Words = Annotated[
+    tuple[str, ...], BeforeValidator(lambda said: tuple(said) if isinstance(said, list) else said)
+]
+Seeds = Annotated[
+    tuple[int, ...], BeforeValidator(lambda said: tuple(said) if isinstance(said, list) else said)
+]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Variant(_Frozen):
+    """A model of the grid: the plan's recipe, with parts over it.
+
+    Attributes:
+        parts: Recipe parts, say ``adversarial``.
+        set: Settings of this model alone, ``training.alignment.weight=1`` each.
+    """
+
+    parts: Words = ()
+    set: Words = ()
+
+
+class AuditPlan(_Frozen):
+    """Audits of some models side by side, for each seed.
+
+    Attributes:
+        name: What to call it, and its folders.
+        models: Names of models of the plan.
+        audits: Which audits.
+        protocols: Under which protocols; an audit that does not know one is left out there.
+        images: Size of the random subset of each audit; None for its own.
+        set: Settings of the audits, ``head_on_stomach.steps=10`` each.
+    """
+
+    name: FileName
+    models: Annotated[Words, Field(min_length=1)]
+    audits: Annotated[Words, Field(min_length=1)]
+    protocols: tuple[Literal["paper", "released", "targeted"], ...] = ("paper", "released")
+    images: Annotated[int, Field(ge=1)] | None = None
+    set: Words = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, said: Any) -> Any:
+        if isinstance(said, dict) and isinstance(said.get("protocols"), list):
+            return {**said, "protocols": tuple(said["protocols"])}
+        return said
+
+    def build(self) -> list[Audit[Any]]:
+        """The audits with their settings, in the order in which they run.
+
+        Raises:
+            SettingsError: An audit, protocol or setting is not known.
+        """
+        for override in self.set:
+            if override.partition(".")[0] not in self.audits:
+                raise SettingsError(f"{override}: must begin with one of {', '.join(self.audits)}")
+        built: list[Audit[Any]] = []
+        for name in self.audits:
+            known = next((kind.protocols for kind in AUDITS if kind.name == name), self.protocols)
+            wanted = [protocol for protocol in self.protocols if protocol in known]
+            if not wanted:
+                raise SettingsError(f"{name} knows none of {', '.join(self.protocols)}")
+            own = [override for override in self.set if override.startswith(f"{name}.")]
+            for protocol in wanted:
+                built += build_audits([name], protocol=protocol, images=self.images, overrides=own)
+        return built
+
+
+class Plan(_Frozen):
+    """A grid.
+
+    Attributes:
+        name: What to call it.
+        title: The data set and scale in words, as the page names them.
+        recipe: What all models are trained by.
+        seeds: Each model is trained with each of them, and audited with the same.
+        checkpoint: Which checkpoint is audited. ``latest`` is the end of the training, which was
+            not chosen by the test images.
+        set: Settings of all models.
+        models: By name. The page knows ``standard``, ``adversarial``, ``jpeg``,
+            ``jpeg-augmented`` and ``aligned``, and compares these.
+        audits: What is measured.
+        remarks: By the key of a direction (see :mod:`protofast.reproduce.claims`): what to say
+            where it does not reproduce.
+    """
+
+    name: FileName
+    title: str
+    recipe: str
+    seeds: Annotated[Seeds, Field(min_length=1)]
+    checkpoint: str = "latest"
+    set: Words = ()
+    models: dict[FileName, Variant]
+    audits: Annotated[
+        tuple[AuditPlan, ...],
+        BeforeValidator(lambda said: tuple(said) if isinstance(said, list) else said),
+    ]
+    remarks: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Plan:
+        names = [audit.name for audit in self.audits]
+        if len(set(names)) < len(names):
+            raise ValueError(f"audits must have different names; got {', '.join(names)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different; got {list(self.seeds)}")
+        for audit in self.audits:
+            for model in audit.models:
+                if model not in self.models:
+                    raise ValueError(
+                        f"audit {audit.name} names the model {model}; there are "
+                        f"{', '.join(self.models)}"
+                    )
+        return self
+
+    def settings(self, model: str, seed: int, data: Sequence[str] = ()) -> Settings:
+        """What a model is trained with.
+
+        Args:
+            model: Its name.
+            seed: Which of the seeds.
+            data: Overrides that say where the images are.
+
+        Raises:
+            SettingsError: A recipe, part or setting is not known or not allowed.
+        """
+        variant = self.models[model]
+        return load_settings(
+            self.recipe,
+            [*data, *self.set, *variant.set, f"training.seed={seed}"],
+            parts=list(variant.parts),
+        )
+
+    def check(self, data: Sequence[str] = ()) -> None:
+        """Raise SettingsError for whatever would only be found out hours later."""
+        for model in self.models:
+            self.settings(model, self.seeds[0], data)
+        for audit in self.audits:
+            audit.build()
+
+
+def plans() -> list[str]:
+    """Names of the plans that come with protofast."""
+    return sorted(file.stem for file in _PLANS.glob("*.toml"))
+
+
+def load_plan(name_or_path: str | Path) -> Plan:
+    """A plan by its name, or from a TOML file.
+
+    Raises:
+        SettingsError: There is none, or it is not valid; one line that says where.
+    """
+    known = str(name_or_path) in plans()
+    path = _PLANS / f"{name_or_path}.toml" if known else Path(name_or_path)
+    try:
+        read: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"no plan {name_or_path}; give a TOML file, or one of {', '.join(plans())}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    try:
+        return Plan.model_validate(dict(read))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{path}: {f'{place}: ' if place else ''}{first['msg']}") from error

@@ -1,0 +1,166 @@
+"""A grid is carried out, interrupted, gone on with; what is done is not done again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from protofast.audits import audit_runs
+from protofast.errors import RunFolderError, SettingsError
+from protofast.reproduce import Grid, load_plan, write_page
+from protofast.training import train
+
+PLAN = """
+name = "tiny"
+title = "Two kinds of birds"
+recipe = "demo"
+seeds = [0, 1]
+set = [
+  "data.size=32", "data.classes=2", "data.train_per_class=4", "data.test_per_class=4",
+  "model.depth=4", "model.prototypes_per_class=2", "training.batch_size=8",
+  "training.schedule.epochs=2", "training.schedule.warm_epochs=1",
+  "training.schedule.last_layer_epochs=1",
+]
+[models.standard]
+[models.aligned]
+parts = ["aligned"]
+[[audits]]
+name = "accuracy"
+models = ["standard", "aligned"]
+audits = ["robust_accuracy"]
+images = 5
+set = ["robust_accuracy.steps=1"]
+"""
+ORDER = ["train standard-0", "train aligned-0", "audit accuracy-0"]
+ORDER += ["train standard-1", "train aligned-1", "audit accuracy-1"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Workshop:
+    """Does the work of cells with the real training and audits, and remembers which it was."""
+
+    def __init__(self, stop_after=None):
+        self.did = []
+        self.stop_after = stop_after
+
+    def train(self, settings, path, there):
+        self.did.append(f"train {path.name}")
+        if self.stop_after == len(self.did):
+            return 130
+        train(settings, path, resume=there)
+        return 0
+
+    def audit(self, runs, plan, seed, path):
+        self.did.append(f"audit {path.name}")
+        if self.stop_after == len(self.did):
+            return 130
+        audit_runs(runs, plan.build(), path, checkpoint="latest", seed=seed)
+        return 0
+
+    def carry_out(self, grid):
+        return grid.carry_out(self.train, self.audit, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    file = tmp_path_factory.mktemp("plan") / "plan.toml"
+    file.write_text(PLAN)
+    return load_plan(file)
+
+
+@pytest.fixture(scope="module")
+def finished(plan, tmp_path_factory):
+    """A grid that was stopped in the middle and gone on with, and what was done each time."""
+    grid = Grid(plan, tmp_path_factory.mktemp("grid") / "tiny")
+    first, second, third = Workshop(stop_after=3), Workshop(), Workshop()
+    codes = [workshop.carry_out(grid) for workshop in (first, second, third)]
+    return grid, codes, [first.did, second.did, third.did]
+
+
+def test_what_is_done_is_not_done_again(finished):
+    grid, codes, (first, second, third) = finished
+    assert codes == [130, 0, 0]
+    assert first == ORDER[:3]
+    assert second == ORDER[2:]
+    assert third == []
+    assert all(grid.done(cell) for cell in grid.cells())
+
+
+def test_a_grid_can_be_opened_again(finished, plan):
+    grid, _, _ = finished
+    again = Grid.open(grid.folder)
+    assert again.plan == plan
+    assert [cell.seed for cell, _ in again.results()] == [0, 1]
+    with pytest.raises(RunFolderError, match="holds no grid"):
+        Grid.open(grid.folder / "runs")
+
+
+def copy_of(grid, tmp_path, plan=None):
+    shutil.copytree(grid.folder, tmp_path / "copy")
+    return Grid(plan or grid.plan, tmp_path / "copy")
+
+
+def test_a_lost_audit_is_done_again_and_gives_the_same(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    file = grid.folder / "audits" / "accuracy-1" / "audit.json"
+    before = json.loads(file.read_text())["audits"][0]["numbers"]
+    file.unlink()
+    workshop = Workshop()
+    assert workshop.carry_out(grid) == 0
+    assert workshop.did == ["audit accuracy-1"]
+    assert json.loads(file.read_text())["audits"][0]["numbers"] == before
+
+
+def test_other_weights_are_audited_anew(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    shutil.rmtree(grid.run("aligned", 0))
+    workshop = Workshop(stop_after=1)
+    assert workshop.carry_out(grid) == 130
+    assert workshop.did == ["train aligned-0"]
+    shutil.copytree(grid.run("standard", 0), grid.run("aligned", 0))  # weights, but not these
+    (audit,) = [cell for cell in grid.cells() if cell.path.name == "accuracy-0"]
+    assert not grid.done(audit)
+
+
+def test_an_audit_with_other_settings_is_not_taken_for_done(finished, tmp_path):
+    text = PLAN.replace("robust_accuracy.steps=1", "robust_accuracy.steps=2")
+    (tmp_path / "other.toml").write_text(text)
+    grid = copy_of(finished[0], tmp_path, load_plan(tmp_path / "other.toml"))
+    assert [cell.path.name for cell in grid.cells() if not grid.done(cell)] == [
+        "accuracy-0",
+        "accuracy-1",
+    ]
+
+
+def test_runs_of_other_settings_are_refused_before_anything_is_done(finished, tmp_path):
+    (tmp_path / "other.toml").write_text(PLAN.replace("model.depth=4", "model.depth=5"))
+    grid = copy_of(finished[0], tmp_path, load_plan(tmp_path / "other.toml"))
+    workshop = Workshop()
+    with pytest.raises(SettingsError, match=r"trained with other settings: model.depth \(4, now 5"):
+        workshop.carry_out(grid)
+    assert workshop.did == []
+
+
+def test_another_grids_folder_is_refused(finished, tmp_path):
+    (tmp_path / "other.toml").write_text(PLAN.replace('"tiny"', '"other"'))
+    grid = copy_of(finished[0], tmp_path, load_plan(tmp_path / "other.toml"))
+    with pytest.raises(RunFolderError, match="holds the grid tiny"):
+        Workshop().carry_out(grid)
+
+
+def test_the_page_of_a_real_grid(finished, tmp_path):
+    grid = finished[0]
+    write_page([grid], tmp_path / "docs" / "fidelity.md")
+    text = (tmp_path / "docs" / "fidelity.md").read_text()
+    assert "| Two kinds of birds | `protofast reproduce tiny` | 4 prototypes of 2 classes |" in text
+    assert "6 of 6" in text
+    assert "| tiny | standard | `paper` |" in text
+    assert text.count("| done | done |") == 3

@@ -1,0 +1,181 @@
+"""The page, from `audit.json` files written by hand: numbers, verdicts, and what is missing."""
+
+import json
+
+import pytest
+
+from protofast.reproduce import Grid, load_plan
+from protofast.reproduce.claims import EXPERIMENTS
+from protofast.reproduce.numbers import gather, outcomes, short, spread
+from protofast.reproduce.page import page_text
+
+PLAN = """
+name = "birds2"
+title = "Two seeds of birds"
+recipe = "demo"
+seeds = [0, 1]
+[models.standard]
+[models.adversarial]
+parts = ["adversarial"]
+[models.jpeg]
+parts = ["jpeg"]
+[[audits]]
+name = "head-on-stomach"
+models = ["standard", "adversarial"]
+audits = ["head_on_stomach"]
+[[audits]]
+name = "jpeg"
+models = ["jpeg"]
+audits = ["jpeg"]
+[remarks]
+hos-adversarial = "The network is too small to learn from attacked images."
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    return Grid(load_plan(tmp_path / "plan.toml"), tmp_path)
+
+
+def put(grid, name, seed, entries):
+    """Write what an audit of `name` would have: {(model, audit, protocol): {key: value}}."""
+    (plan,) = [each for each in grid.plan.audits if each.name == name]
+    audits = [
+        {
+            "model": plan.models.index(model),
+            "audit": audit,
+            "title": audit,
+            "protocol": protocol,
+            "settings": {"steps": 40, "epsilon": 8 / 255, "images": None},
+            "seed": seed,
+            "numbers": [
+                {"key": key, "label": key, "value": value, "unit": "%", "n": 50}
+                for key, value in numbers.items()
+            ],
+            "rows": 53,
+            "skipped": {"flat | map": 3},
+        }
+        for (model, audit, protocol), numbers in entries.items()
+    ]
+    models = [{"name": f"{model}-{seed}", "prototypes": 10, "classes": 5} for model in plan.models]
+    said = {"seed": seed, "data": {"description": "birds", "images": 53}, "models": models}
+    folder = grid.folder / "audits" / f"{name}-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "audit.json").write_text(json.dumps({**said, "audits": audits}))
+
+
+def success(standard, adversarial, protocol="paper"):
+    return {
+        ("standard", "head_on_stomach", protocol): {"success_rate": standard},
+        ("adversarial", "head_on_stomach", protocol): {"success_rate": adversarial},
+    }
+
+
+def lines(text, start):
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_nothing_done_is_said_and_is_a_page_all_the_same(grid):
+    text = page_text([grid])
+    assert "| Two seeds of birds | `protofast reproduce birds2` | - | - | 0, 1 | 0 of 10 |" in text
+    assert "| birds2 | standard | - | missing | missing | missing | - |" in text
+    assert "| birds2 | the attack succeeds on most images of the standard model | - | not" in text
+    assert text.count("| missing | missing |") >= 5
+    for experiment in EXPERIMENTS:
+        assert f"## {experiment.title}\n" in text
+        assert all(command in text for command in experiment.commands)
+
+
+def test_published_numbers_stand_beside_ours(grid):
+    put(grid, "head-on-stomach", 0, success(98.0, 30.0, "released"))
+    put(grid, "head-on-stomach", 1, success(96.0, 34.0, "released"))
+    text = page_text([grid])
+    assert "| ResNet-18, standard | 75.8 | 0.0 | 99.5 |" in text
+    (row,) = lines(text, "| birds2 | standard | `released` |")
+    assert row == "| birds2 | standard | `released` | 97.0 (96.0 to 98.0) | - | - | 50 + 50 |"
+    assert "images all" in text
+    assert "epsilon 0.03137" in text
+
+
+def test_directions_are_judged_seed_by_seed_and_protocol_by_protocol(grid):
+    put(grid, "head-on-stomach", 0, {**success(98.0, 30.0), **success(90.0, 80.0, "released")})
+    put(grid, "head-on-stomach", 1, {**success(96.0, 60.0), **success(40.0, 39.0, "released")})
+    text = page_text([grid])
+    most, half = "| birds2 | the attack succeeds on most", "| birds2 | it succeeds on at most half"
+    paper, released = lines(text, most)
+    assert "| `paper` | yes (2 seeds) | standard: 97.0 % |" in paper
+    assert "| `released` | **in 1 of 2 seeds** | standard: 65.0 % |" in released
+    paper, released = lines(text, half)
+    assert "| **in 1 of 2 seeds** | standard: 97.0 %; adversarial: 45.0 % |" in paper
+    assert "| **no** (2 seeds) | standard: 65.0 %; adversarial: 59.5 % |" in released
+    assert "too small to learn from attacked images" in text
+
+
+def test_a_remark_is_silent_where_the_direction_holds(grid):
+    put(grid, "head-on-stomach", 0, success(98.0, 30.0))
+    text = page_text([grid])
+    assert "too small to learn" not in text
+    assert "| yes (1 seed) |" in text
+
+
+def test_a_number_without_a_value_is_no_number(grid):
+    put(grid, "head-on-stomach", 0, success(None, 10.0))
+    text = page_text([grid])
+    (row,) = lines(text, "| birds2 | adversarial | `paper`")
+    assert "10.0" in row
+    assert lines(text, "| birds2 | standard | - | missing")
+    assert lines(text, "| birds2 | it succeeds on at most half as many")[0].endswith("| - |")
+
+
+def test_images_without_a_number_are_counted_over_seeds_and_cannot_end_a_table(grid):
+    put(grid, "head-on-stomach", 0, success(98.0, 30.0))
+    put(grid, "head-on-stomach", 1, success(98.0, 30.0))
+    text = page_text([grid])
+    assert "| birds2 | standard | head_on_stomach | `paper` | flat \\| map: 6 |" in text
+
+
+def test_models_that_a_plan_lacks_are_not_called_missing(grid):
+    put(grid, "jpeg", 0, {("jpeg", "jpeg", "paper"): {"similarity_change_relative": -20.0}})
+    text = page_text([grid])
+    assert "jpeg-augmented: " not in text
+    assert not lines(text, "| birds2 | jpeg-augmented")
+    assert not lines(text, "| birds2 | alignment and masking")
+    (fell,) = lines(text, "| birds2 | without the artefacts the top prototype")
+    assert "yes (1 seed) | jpeg: -20.0 %" in fell
+
+
+def test_grids_stand_side_by_side(grid, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "plan.toml").write_text(PLAN.replace("birds2", "photographs"))
+    beside = Grid.open(other)
+    put(grid, "head-on-stomach", 0, success(98.0, 30.0))
+    put(beside, "head-on-stomach", 0, success(88.0, 20.0))
+    text = page_text([grid, beside])
+    assert lines(text, "| birds2 | standard | `paper` | 98.0")
+    assert lines(text, "| photographs | standard | `paper` | 88.0")
+
+
+def test_augmentation_is_judged_by_the_gap_it_closes(grid):
+    (experiment,) = [each for each in EXPERIMENTS if "Table 4" in each.title]
+    (direction,) = experiment.directions
+    assert direction.holds(80, 50, 75, 76)
+    assert not direction.holds(80, 50, 80, 60)
+    assert not direction.holds(80, 80, 80, 79)
+    results = gather(grid)
+    assert outcomes(direction, results) == []
+
+
+def test_numbers_are_short():
+    assert [short(value) for value in (0.03123, 7.254, 97.5, -12.04, 100.0, 0.0)] == [
+        "0.0312",
+        "7.25",
+        "97.5",
+        "-12.0",
+        "100.0",
+        "0",
+    ]
+    assert spread({}) == "-"
+    assert spread({1: 5.0}) == "5"
+    assert spread({0: 10.0, 1: 20.0, 2: 12.0}) == "14.0 (10.0 to 20.0)"

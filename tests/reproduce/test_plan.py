@@ -1,0 +1,123 @@
+"""Plans: those that come with protofast are sound, and mistakes in others are named."""
+
+import pytest
+
+from protofast.errors import SettingsError
+from protofast.reproduce import Grid, Plan, load_plan, plans
+from protofast.reproduce.claims import EXPERIMENTS
+
+DATA = {"birds": [], "cub80": ["data.root=/photographs"]}
+SOUND = """
+name = "own"
+title = "My images"
+recipe = "demo"
+seeds = [3]
+[models.standard]
+[[audits]]
+name = "accuracy"
+models = ["standard"]
+audits = ["robust_accuracy"]
+"""
+
+
+@pytest.mark.parametrize("name", plans())
+def test_plans_that_come_along_can_be_carried_out(name):
+    plan = load_plan(name)
+    assert plan.name == name
+    plan.check(DATA[name])
+
+
+@pytest.mark.parametrize("name", plans())
+def test_plans_that_come_along_measure_every_direction(name):
+    """Each number that a direction needs is of a model that the audit in question looks at."""
+    plan = load_plan(name)
+    for experiment in EXPERIMENTS:
+        for direction in experiment.directions:
+            looked_at = {
+                model
+                for audit in plan.audits
+                if direction.audit in audit.audits
+                for model in audit.models
+            }
+            assert {model for model, _ in direction.sides} <= looked_at, direction.key
+
+
+def test_both_papers_protocols_are_run():
+    for audit in load_plan("birds").audits:
+        protocols = {each.settings.protocol for each in audit.build()}
+        assert protocols >= {"paper", "released"}
+    (attack,) = [each for each in load_plan("birds").audits if each.name == "head-on-stomach"]
+    assert {each.settings.protocol for each in attack.build()} == {"paper", "released", "targeted"}
+    assert {each.settings.images for each in attack.build()} == {attack.images}
+
+
+def test_each_model_is_trained_before_it_is_audited_and_once_for_each_seed():
+    plan = load_plan("birds")
+    cells = list(Grid(plan, "anywhere").cells())
+    trained = [(cell.name, cell.seed) for cell in cells if cell.work == "train"]
+    assert sorted(trained) == sorted((model, seed) for model in plan.models for seed in plan.seeds)
+    assert len({cell.path for cell in cells}) == len(cells)
+    done = set()
+    for cell in cells:
+        if cell.work == "train":
+            done.add((cell.name, cell.seed))
+        else:
+            (audit,) = [each for each in plan.audits if each.name == cell.name]
+            assert {(model, cell.seed) for model in audit.models} <= done
+    # One seed after the other, so that a grid that is cut short has whole seeds to show.
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
+
+def test_models_differ_by_their_parts_settings_and_seeds_alone(tmp_path):
+    text = SOUND.replace("[models.standard]", '[models.standard]\nset = ["model.depth=32"]')
+    text += '[models.aligned]\nparts = ["aligned"]\n'
+    plan = _plan(tmp_path, text.replace("seeds = [3]", 'seeds = [3, 4]\nset = ["data.size=64"]'))
+    standard, aligned = plan.settings("standard", 3), plan.settings("aligned", 4)
+    assert (standard.model.depth, aligned.model.depth) == (32, 64)
+    assert (standard.training.seed, aligned.training.seed) == (3, 4)
+    assert (standard.training.alignment.weight, aligned.training.alignment.weight) == (0, 10)
+    assert standard.data == aligned.data
+    assert standard.data.size == 64
+
+
+def _plan(tmp_path, text) -> Plan:
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    plan = load_plan(file)
+    plan.check()
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('name = "own"\n', "", r"name: Field required"),
+        ('name = "own"', 'name = "../own"', "name: String should match pattern"),
+        ("seeds = [3]", "seeds = []", "seeds: .*at least 1"),
+        ("seeds = [3]", "seeds = [3, 3]", "seeds must be different"),
+        ("seeds = [3]", "sedes = [3]", "seeds: Field required|sedes: Extra inputs"),
+        (
+            'models = ["standard"]',
+            'models = ["plain"]',
+            "model plain; there are standard",
+        ),
+        ('recipe = "demo"', 'recipe = "dmeo"', "dmeo"),
+        ("[models.standard]", '[models.standard]\nparts = ["algined"]', "algined"),
+        ("[models.standard]", '[models.standard]\nset = ["model.dpeth=3"]', "model.dpeth"),
+        ('["robust_accuracy"]', '["robust"]', "robust: no such audit"),
+        ('["robust_accuracy"]', '["robust_accuracy"]\nset = ["robust_accuracy.stpes=1"]', "stpes"),
+        ('["robust_accuracy"]', '["robust_accuracy"]\nset = ["jpeg.top=1"]', "must begin with"),
+        ('["robust_accuracy"]', '["robust_accuracy"]\nprotocols = ["targeted"]', "knows none of"),
+        ('["robust_accuracy"]', '["robust_accuracy"]\nprotocols = ["papers"]', "protocols.0"),
+        ("seeds = [3]", "seeds = [3", "is not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, before, after, message):
+    assert SOUND.count(before) == 1
+    with pytest.raises(SettingsError, match=message):
+        _plan(tmp_path, SOUND.replace(before, after))
+
+
+def test_a_plan_that_is_not_there(tmp_path):
+    with pytest.raises(SettingsError, match=r"no plan .*; give a TOML file, or one of birds"):
+        load_plan(tmp_path / "missing.toml")
