@@ -81,7 +81,8 @@ def test_commands_that_are_shown_are_understood(shown: str) -> None:
     values = command.make_context(name, arguments).params
     recipe = values.get("recipe")
     if recipe is not None and recipe in recipes():
-        load_settings(recipe, [*data_overrides(values["data"]), *(values["overrides"] or [])])
+        overrides = [*data_overrides(values["data"]), *(values["overrides"] or [])]
+        load_settings(recipe, overrides, parts=values["parts"] or [])
 
 
 def test_commands_are_found() -> None:

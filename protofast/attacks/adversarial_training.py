@@ -36,7 +36,14 @@ class FastAdversarial:
     seed: int = 0
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        index: Tensor,
+        epoch: int,
+        strength: float = 1.0,
     ) -> Tensor:
         """Images [N, channels, S, T] that raise the cross entropy of `model` with `labels` [N].
 
@@ -46,13 +53,16 @@ class FastAdversarial:
             labels: int64 [N].
             index: int64 [N], what keys each image's noise: its position among all images.
             epoch: What keys it besides.
+            strength: What epsilon and the step are multiplied by; at 0 nothing is done.
         """
+        if strength == 0:
+            return images
         with frozen(model):
             attacked = fgsm(
                 cross_entropy(model, labels),
                 images,
-                epsilon=self.epsilon,
-                step_size=self.step_size,
+                epsilon=strength * self.epsilon,
+                step_size=strength * self.step_size,
                 seed=int(hash_keys(_TRAINING, self.seed, epoch)[0]),
                 image_ids=index,
             )

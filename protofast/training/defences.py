@@ -18,6 +18,7 @@ from protofast.training.setting_types import (
     Fraction,
     Frozen,
     Names,
+    NotNegative,
     Pair,
     Rate,
     Shares,
@@ -39,11 +40,15 @@ class AdversarialSettings(Frozen):
         step_size: Length of the step in the same unit. A little more than ``epsilon``, so that the
             step reaches the border from wherever the noise was; much more of it lets networks learn
             to resist this one step only.
+        rise: Warm and joint epochs in which both rise from 0, batch by batch; 0 (paper) begins with
+            all of it. A network from scratch learns next to nothing from images that are perturbed
+            as much as that before it tells the plain ones apart.
     """
 
     method: Literal["none", "fgsm"] = "none"
     epsilon: Brightness = 8 / 255
     step_size: Brightness = 10 / 255
+    rise: NotNegative = 0
 
 
 class AlignmentSettings(Frozen):

@@ -19,7 +19,14 @@ class Perturb(Protocol):
     """What training calls with each batch before it learns from it."""
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        index: Tensor,
+        epoch: int,
+        strength: float,
     ) -> Tensor | None:
         """Images to learn from in place of ``images``, or None to leave these.
 
@@ -34,6 +41,8 @@ class Perturb(Protocol):
             labels: [N] int64.
             index: [N] int64, each image's position among the training images.
             epoch: A number for each pass over the training images in the whole run.
+            strength: How much of the full perturbation is due, in [0, 1]: below 1 while
+                ``training.adversarial.rise`` says so.
         """
 
 
@@ -50,7 +59,11 @@ def check_perturb(settings: AdversarialSettings, perturb: Perturb | None) -> Non
         )
 
 
-def perturbed(perturb: Perturb, module: nn.Module, batch: Batch, *, epoch: int) -> Tensor:
+def perturbed(
+    perturb: Perturb, module: nn.Module, batch: Batch, *, epoch: int, strength: float
+) -> Tensor:
     """The images of a batch after ``perturb``, as constants."""
-    altered = perturb(module, batch.images, batch.labels, index=batch.index, epoch=epoch)
+    altered = perturb(
+        module, batch.images, batch.labels, index=batch.index, epoch=epoch, strength=strength
+    )
     return batch.images if altered is None else altered.detach()

@@ -186,3 +186,16 @@ def joint_factor(
         done = (joint_epoch + part) / (schedule.epochs - schedule.warm_epochs)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return 1.0
+
+
+def perturbation_strength(step: PlanStep, part: float, *, rise: int) -> float:
+    """How much of the full perturbation is due, in [0, 1].
+
+    Args:
+        step: Under way.
+        part: How much of this epoch is done, in [0, 1).
+        rise: Warm and joint epochs in which it rises.
+    """
+    if step.stage == "last_layer" or step.epoch >= rise:
+        return 1.0
+    return (step.epoch + part) / rise

@@ -18,7 +18,12 @@ from protofast.training.perturb import Perturb, perturbed
 from protofast.training.pooled import PooledClassifier
 from protofast.training.prototype_init import images_to_start_from, start_from_patches
 from protofast.training.rates import LearningRates
-from protofast.training.schedule import PlanStep, joint_factor, warm_factor
+from protofast.training.schedule import (
+    PlanStep,
+    joint_factor,
+    perturbation_strength,
+    warm_factor,
+)
 from protofast.training.settings import Settings
 from protofast.training.state import State
 
@@ -101,7 +106,10 @@ class Stages:
             epoch = self._feed.key(step, number)
             images = batch.images
             if self._perturb is not None:
-                images = perturbed(self._perturb, module, batch, epoch=epoch)
+                done = number / self._feed.batches_in(step)
+                rise = self._settings.training.adversarial.rise
+                strength = perturbation_strength(step, done, rise=rise)
+                images = perturbed(self._perturb, module, batch, epoch=epoch, strength=strength)
             if aligned is None:
                 return Passed(network(images))
             chosen = aligned.prototypes(batch, epoch=epoch)

@@ -1,4 +1,7 @@
-"""Two ranks (gloo on the CPU) train as one: equal weights on both, projection as by one rank."""
+"""Two ranks (gloo on the CPU) train as one: equal weights on both, projection as by one rank.
+
+The alignment loss is part of it, whose second pass must be averaged over ranks like the first.
+"""
 
 import json
 import os
@@ -21,7 +24,8 @@ def two_ranks(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunF
     """A run of two ranks with four images each per step."""
     path = tmp_path_factory.mktemp("ranks")
     settings = path / "settings.toml"
-    settings.write_text(f'recipe = "{tiny_file}"\n[training]\nbatch_size = 4\n')
+    changes = "[training]\nbatch_size = 4\nalignment.weight = 1.0\n"
+    settings.write_text(f'recipe = "{tiny_file}"\n{changes}')
     script = Path(__file__).with_name("train_on_ranks.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     ran = subprocess.run(

@@ -310,7 +310,13 @@ def test_perturb_sees_every_training_image(tiny: Tiny, birds: Splits, tmp_path: 
     seen: list[int] = []
 
     def perturb(
-        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        index: Tensor,
+        epoch: int,
+        strength: float,
     ) -> Tensor | None:
         assert len(images) == len(labels)
         assert torch.equal(labels, birds.train.labels[index])
@@ -395,7 +401,13 @@ def test_class_weights_change_the_loss(tiny: Tiny, birds: Splits, tmp_path: Path
     expected: list[Tensor] = []
 
     def perturb(
-        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        index: Tensor,
+        epoch: int,
+        strength: float,
     ) -> None:
         with torch.no_grad():
             logits = model(images).logits

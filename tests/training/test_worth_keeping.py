@@ -46,7 +46,13 @@ def test_a_network_that_is_lost_is_not_saved(tiny: Tiny, birds: Splits, tmp_path
     calls = 0
 
     def perturb(
-        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        index: Tensor,
+        epoch: int,
+        strength: float,
     ) -> None:
         nonlocal calls
         calls += 1
@@ -73,7 +79,13 @@ def test_weights_that_the_last_step_of_an_epoch_loses_are_noticed(
     tiny: Tiny, birds: Splits, tmp_path: Path
 ) -> None:
     def perturb(
-        model: nn.Module, images: Tensor, labels: Tensor, *, index: Tensor, epoch: int
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        index: Tensor,
+        epoch: int,
+        strength: float,
     ) -> None:
         # The loss stays finite, the gradient does not.
         assert isinstance(model, ProtoPNet)
