@@ -37,6 +37,7 @@ _PREDICTED_AT_ONCE = 512  # images of a unit of predictions
 # On a CPU an audit's units are cut into smaller ones: an attack on so many images takes a while, is
 # not slower for it, and an interruption costs less.
 _ATTACKED_AT_ONCE = 16
+_DRAWN = 8  # images that are attacked once more, to be drawn
 
 Progress = Callable[[str, int, int], None]  # called with (what is done, work done, work in all)
 Stop = Callable[[], bool]
@@ -117,6 +118,16 @@ class _Part:
     def effort(self) -> int:
         """What an image costs, roughly in forward passes, to tell the time left."""
         return 1 + 3 * int(getattr(self.audit.settings, "steps", 0))
+
+    @property
+    def drawing(self) -> int:
+        """What the numbers and pictures cost."""
+        return _DRAWN * self.effort
+
+    @property
+    def work(self) -> int:
+        """What all of it costs."""
+        return self.effort * sum(map(len, self.units)) + self.drawing
 
 
 class _Work:
@@ -243,8 +254,9 @@ class _Work:
             for number, unit in enumerate(found[part.path])
             if unit is None
         ]
-        total = sum(part.effort * len(unit) for part in parts for unit in part.units)
+        total = sum(part.work for part in parts)
         done = total - sum(part.effort * len(part.units[number]) for part, number in todo)
+        done -= sum(part.drawing for part in parts)
         for part, number in todo:
             self.tell(part.label, done, total)
             if self.stop():
@@ -255,7 +267,6 @@ class _Work:
                 part.path, number, part.marks[number], rows, time.monotonic() - start
             )
             done += part.effort * len(part.units[number])
-        self.tell("numbers and pictures", total, total)
         return True
 
     def _summarise(
@@ -265,7 +276,10 @@ class _Work:
         predictions: Sequence[Tensor],
     ) -> dict[str, Any]:
         entries = []
+        total = sum(part.work for part in parts)
+        done = total - sum(part.drawing for part in parts)
         for part in parts:
+            self.tell(f"pictures, {part.label}", done, total)
             start = time.monotonic()
             rows: list[Row] = []
             for unit in found[part.path]:
@@ -274,6 +288,8 @@ class _Work:
                 self._took(part.path, unit)
             entries.append(self._entry(part, rows))
             self.seconds[f"{part.path}/summary"] = round(time.monotonic() - start, 3)
+            done += part.drawing
+        self.tell("summary", total, total)
         said = {
             **describe_audit(self.models, self.identities, predictions, self.images, self.seed),
             "audits": entries,

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from protofast.audits import Audit, AuditResult, run_audits
 from protofast.audits.runs import audited_models, run_names, shared_data
@@ -85,7 +92,7 @@ def audit_and_report(
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
     """One bar over all work, which says what is being done and how long it will take."""
     bars = Progress(
-        TextColumn("{task.description:<40}"),
+        TextColumn("{task.description:<48}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
@@ -94,14 +101,17 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
         disable=not console().is_terminal,
         speed_estimate_period=300,
     )
-    tasks: dict[int, Any] = {}
+    tasks: list[TaskID] = []
+    before = 0
 
     def tell(what: str, done: int, total: int) -> None:
-        if total not in tasks:  # the predictions first, then the audits
-            for task in tasks.values():
-                bars.update(task, visible=False)
-            tasks[total] = bars.add_task(what, total=total, completed=done)
-        bars.update(tasks[total], description=what, completed=done)
+        nonlocal before
+        if not tasks or done < before:  # the predictions are over, and the audits begin
+            for task in tasks:
+                bars.remove_task(task)
+            tasks[:] = [bars.add_task(what, total=total, completed=done)]
+        bars.update(tasks[0], description=what, completed=done, total=total)
+        before = done
 
     with bars:
         yield tell

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from commands import Place, command, start, wait
 
-from protofast.audits.catalogue import AUDITS
+from protofast.audits import AUDITS, audit_runs, build_audits
+from protofast.audits.runs import run_names
 
 FEW = ("--images", "4", "--audit", "robust_accuracy", "--set", "robust_accuracy.steps=2")
 
@@ -55,6 +56,24 @@ def test_a_run(place: Place) -> None:
     before = _units(folder)
     command("audit", place.run, *FEW).done()
     assert _units(folder) == before, "what is done is not done again"
+
+
+def test_from_python_it_is_the_same(place: Place, tmp_path: Path) -> None:
+    command("audit", place.run, *FEW).done()
+    audits = build_audits(["robust_accuracy"], images=4, overrides=["robust_accuracy.steps=2"])
+    result = audit_runs([place.run], audits, tmp_path / "audit")
+    assert result.finished
+    assert _timeless(tmp_path / "audit") == _timeless(place.run / "audits" / "paper")
+
+
+def test_names_of_runs() -> None:
+    for paths, names in (
+        (["runs/a"], ["a"]),
+        (["runs/a", "runs/b/"], ["a", "b"]),
+        (["one/run", "two/run"], ["one-run", "two-run"]),
+        (["x/1/run", "y/1/run", "y/two"], ["x-1-run", "y-1-run", f"{Path.cwd().name}-y-two"]),
+    ):
+        assert run_names([Path(path) for path in paths]) == names
 
 
 def test_two_runs_side_by_side(
