@@ -23,7 +23,13 @@ MODULES = [
     if not re.search(r"\.(__main__|_C|lib\w+)$", module.name)  # programs and compiled libraries
 ]
 # Pages whose code runs as it stands; the other pages' code needs a trained run or images.
-PAGES = ["README.md", "docs/layer.md", "docs/alignment.md", "docs/export.md"]
+PAGES = [
+    "README.md",
+    "docs/layer.md",
+    "docs/alignment.md",
+    "docs/misalignment.md",
+    "docs/export.md",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -2,6 +2,11 @@
 
 from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Subject
 from protofast.audits.catalogue import AUDITS
+from protofast.audits.misalignment_metrics import (
+    activation_change,
+    location_change,
+    rank_change,
+)
 from protofast.audits.runner import AuditResult, run_audits
 from protofast.audits.runs import audit_runs
 from protofast.audits.settings import build_audits
@@ -16,7 +21,10 @@ __all__ = [
     "Number",
     "Picture",
     "Subject",
+    "activation_change",
     "audit_runs",
     "build_audits",
+    "location_change",
+    "rank_change",
     "run_audits",
 ]

@@ -109,7 +109,7 @@ def location_change(
     Raises:
         ValueError: shapes differ, or are not [N, H, W].
 
-    >>> here, there = torch.tensor([[[[5.0, 0.0, 0.0, 0.0]]], [[[0.0, 0.0, 0.0, 5.0]]]])
+    >>> here, there = torch.tensor([[[[0.0, 5.0, 0.0, 0.0]]], [[[0.0, 0.0, 5.0, 0.0]]]])
     >>> location_change(here, there, (1, 40)), location_change(here, here, (1, 40))
     (tensor([100.], dtype=torch.float64), tensor([0.], dtype=torch.float64))
     """

@@ -243,12 +243,13 @@ def _caption(row: Row, classes: Sequence[str]) -> str:
     """What happened to one image, in words and numbers."""
     whose = "" if row["prototype_class"] is None else f" of {classes[row['prototype_class']]}"
     share = "" if row["activation_change"] is None else f" (PAC {row['activation_change']:.0f} %)"
-    was, now = classes[row["predicted"]], classes[row["predicted_after"]]
-    decision = f"The class stays {was}." if was == now else f"The class turns from {was} to {now}."
     rank = row["rank_change"]
+    passes = f"overtakes {-rank}" if rank < 0 else f"is overtaken by {rank or 'none'}"
+    was, now = classes[row["predicted"]], classes[row["predicted_after"]]
+    decision = f"as {was}, before and after" if was == now else f"as {was} before, as {now} after"
     return (
-        f"{row['name']}: changed outside the frame alone, prototype {row['prototype']}{whose} "
-        f"marks other pixels (PLC {row['location_change']:.0f} %); its similarity goes from "
-        f"{row['activation_before']:.2f} to {row['activation_after']:.2f}{share}, and {rank:+d} "
-        f"prototypes of other classes are above it (PRC). {decision}"
+        f"Prototype {row['prototype']}{whose}, all but the frame changed: its similarity goes from "
+        f"{row['activation_before']:.2f} to {row['activation_after']:.2f}{share}, its place moves "
+        f"(PLC {row['location_change']:.0f} %), and it {passes} of other classes (PRC {rank}). "
+        f"Classified {decision}."
     )

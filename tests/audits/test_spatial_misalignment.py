@@ -373,7 +373,9 @@ def test_pictures_show_the_worst_first_in_two_versions_of_one_size(tmp_path: Pat
     worst = sorted((row["location_change"] for row in rows), reverse=True)[:8]
     for picture, change in zip(pictures, worst, strict=True):
         assert f"PLC {change:.0f} %" in picture.caption
-        assert picture.image in picture.caption
+        row = next(row for row in rows if row["name"] == picture.image)
+        assert f"(PRC {row['rank_change']})" in picture.caption
+        assert f"class {row['predicted_after']}" in picture.caption
         assert list(picture.files) == ["clean", "attacked"]
         clean, attacked = (Image.open(tmp_path / name) for name in picture.files.values())
         assert clean.size == attacked.size
