@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import typer
 
-from protofast.cli import audit, demo, evaluate, explain, info, refine, reproduce, train
+from protofast.cli import attack, audit, demo, evaluate, explain, info, refine, reproduce, train
 from protofast.cli.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -111,6 +111,7 @@ for _command in (
     refine.project,
     refine.prune,
     explain.explain,
+    attack.attack,
     explain.report,
     audit.audit,
     reproduce.reproduce,

@@ -50,12 +50,12 @@ def explain_files(
         SettingsError: The figures would land among the images that the run is trained or tested on.
     """
     target = Path() if out is None else out
-    _keep_out_of_data(target, folder)
+    keep_out_of_data(target, folder)
     target.mkdir(parents=True, exist_ok=True)
     name, loaded = load(folder, checkpoint, device)
     model = loaded.model
     code = 0
-    for file, figure in zip(images, _figures(images, target), strict=True):
+    for file, figure in zip(images, figure_paths(images, target, "explained"), strict=True):
         try:
             pixels = load_image(file, model.input_size, model.num_channels)
         except DataError as error:
@@ -77,7 +77,7 @@ def explain_files(
     return code
 
 
-def _keep_out_of_data(target: Path, folder: RunFolder) -> None:
+def keep_out_of_data(target: Path, folder: RunFolder) -> None:
     """A figure below a class folder would be read as one of its images from then on."""
     data = folder.settings.data
     for key, root in (("data.root", data.root), ("data.test_root", data.test_root)):
@@ -95,14 +95,14 @@ def _places(root: Path) -> Iterator[Path]:
         yield from (path.resolve() for path in root.glob(pattern) if path.is_symlink())
 
 
-def _figures(images: list[Path], folder: Path) -> list[Path]:
-    """Where each image's figure goes: a name in `folder` that is not taken yet."""
+def figure_paths(images: list[Path], folder: Path, word: str) -> list[Path]:
+    """Where each image's figure goes: a name in `folder`, ending in `word`, not taken yet."""
     figures: list[Path] = []
     for file in images:
-        figure, number = folder / f"{file.stem}-explained.png", 1
+        figure, number = folder / f"{file.stem}-{word}.png", 1
         while figure in figures or figure.exists():
             number += 1
-            figure = folder / f"{file.stem}-explained-{number}.png"
+            figure = folder / f"{file.stem}-{word}-{number}.png"
         figures.append(figure)
     return figures
 

@@ -93,9 +93,22 @@ class Canvas:
         *,
         box: Box | None = None,
         overlay: Pixels | None = None,
+        outlines: Sequence[Box] = (),
         centred: bool = False,
     ) -> None:
-        """Pixels with the coordinates of an image of ``size`` (S, T), with a box or a heat map."""
+        """Pixels with the coordinates of an image of ``size`` (S, T), with a box or a heat map.
+
+        Args:
+            x: Left edge.
+            y: Upper edge.
+            side: Of the square that the picture is fitted into.
+            pixels: What is drawn.
+            size: Of the image.
+            box: Drawn in yellow.
+            overlay: Colours with opacity, laid over the pixels.
+            outlines: Drawn dashed.
+            centred: In the square, rather than in its upper left corner.
+        """
         from matplotlib.patches import Rectangle
 
         height, width = size
@@ -107,12 +120,23 @@ class Canvas:
         axes.imshow(pixels, extent=extent, aspect="auto", interpolation="bilinear")
         if overlay is not None:
             axes.imshow(overlay, extent=extent, aspect="auto", interpolation="bilinear")
+        lines: list[tuple[Box, str, float, Any]] = []
         if box is not None:
-            x0, y0, x1, y1 = box
-            for color, line in (("black", 2.2), (FRAME, 1.1)):
-                axes.add_patch(
-                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, linewidth=line)
+            lines += [(box, "black", 2.2, "-"), (box, FRAME, 1.1, "-")]
+        for outline in outlines:
+            lines += [(outline, "black", 1.6, "-"), (outline, "white", 0.9, (0, (3, 2)))]
+        for (x0, y0, x1, y1), color, line, style in lines:
+            axes.add_patch(
+                Rectangle(
+                    (x0, y0),
+                    x1 - x0,
+                    y1 - y0,
+                    fill=False,
+                    color=color,
+                    linewidth=line,
+                    linestyle=style,
                 )
+            )
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
 
