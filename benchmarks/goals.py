@@ -34,6 +34,7 @@ def verdicts(results: Results) -> list[Verdict]:
     found += _masked_view(results)
     found += _scans(results)
     found.append(_training_step(results))
+    found += _alignment_step(results)
     found += _misalignment(results)
     found.append(_jpeg(results))
     return found
@@ -268,6 +269,46 @@ def _jpeg(results: Results) -> Verdict:
     if ours is None or theirs is None:
         return _not_run(what, baseline, "≥ 3x", "cpu")
     return _times(what, baseline, 3, theirs.median, ours.median)
+
+
+def _alignment_step(results: Results) -> list[Verdict]:
+    what = "a training step with the alignment loss (ResNet-18, 224 px, batch 32), CPU"
+    beyond, baseline = f"beyond its second pass, {what}", "the plain step"
+    aligned = results.one("alignment step", "resnet18", "cpu")
+    if aligned is None:
+        return [
+            _not_run(what, baseline, "≤ 2x", "cpu"),
+            _not_run(beyond, baseline, "≤ 5 %", "cpu"),
+        ]
+    plain = aligned.info["plain"]
+    slower, rest = aligned.median / plain, beyond_second_pass(aligned)
+    times = (in_words(plain), in_words(aligned.median))
+    return [
+        Verdict(what, baseline, "≤ 2x", *times, ratio(slower), slower <= 2),
+        Verdict(
+            beyond,
+            baseline,
+            "≤ 5 %",
+            in_words(plain),
+            in_words(rest),
+            f"{100 * rest / plain:.2g} %",
+            rest <= 0.05 * plain,
+        ),
+    ]
+
+
+BEYOND_SECOND_PASS = (
+    "choice of prototypes",
+    "first maps",
+    "covered images",
+    "alignment loss of the second maps",
+)
+"""Parts of an alignment step that neither the plain step nor its second pass has."""
+
+
+def beyond_second_pass(result: Result) -> float:
+    """Seconds of an alignment step."""
+    return sum(result.info["parts"][name] for name in BEYOND_SECOND_PASS)
 
 
 def share_of_layer(result: Result) -> float:

@@ -19,6 +19,7 @@ from goals import (
     VARIANTS,
     Verdict,
     best_baseline,
+    beyond_second_pass,
     has_baseline,
     in_words,
     never_slower,
@@ -59,6 +60,7 @@ def compose(results: Results, pictures: Sequence[str] = ()) -> str:
         _memory(results),
         _scans(results),
         _training_step(results),
+        _alignment_step(results),
         _jpeg(results),
         "\n".join(["## Scaling", "", *(f"![{Path(p).stem}]({p})" for p in pictures)]),
     ]
@@ -302,6 +304,38 @@ def _training_step(results: Results) -> str:
         "ResNet-18 from scratch, 32 images of 224x224, 2,000 prototypes, D = 128, Adam; means.\n\n"
     )
     return "## A training step\n\n" + text + table(head, rows)
+
+
+def _alignment_step(results: Results) -> str:
+    found = results.of("alignment step")
+    if not found:
+        return ""
+    words = {"resnet18": "ResNet-18, 224x224", "small": "our small backbone, 96x96"}
+    head = (
+        "part",
+        *(f"{words[result.info['layer']]}, {result.info['device']}" for result in found),
+    )
+    rows = [
+        (name, *(in_words(result.info["parts"][name]) for result in found))
+        for name in found[0].info["parts"]
+    ]
+    rows += [
+        ("whole step", *(in_words(result.median) for result in found)),
+        ("plain step", *(in_words(result.info["plain"]) for result in found)),
+        ("**ratio**", *(f"**{ratio(result.median / result.info['plain'])}**" for result in found)),
+    ]
+    shares = [beyond_second_pass(result) / result.info["plain"] for result in found]
+    rows.append(
+        (
+            "**beyond the second pass, of the plain step**",
+            *(f"**{100 * share:.2g} %**" for share in shares),
+        )
+    )
+    text = (
+        "32 images, 2,000 prototypes, D = 128, Adam; one prototype for each image, all images "
+        "compared. Plain and aligned steps take turns; medians.\n\n"
+    )
+    return "## A training step with the alignment loss\n\n" + text + table(head, rows)
 
 
 def _jpeg(results: Results) -> str:

@@ -154,12 +154,19 @@ def test_everything_that_can_run_can_be_reported(tmp_path):
         parts = {"backbone, forward": 1.0, "prototype layer, forward": seconds}
         facts = {"device": "cpu", "layer": layer, "parts": parts}
         rows.append(_row(f"step-{layer}", 1 + seconds, measured="training step", **facts))
+    for backbone in ("resnet18", "small"):
+        parts = {"second pass, forward": 0.4} | dict.fromkeys(goals.BEYOND_SECOND_PASS, 0.02)
+        facts = {"device": "cpu", "layer": backbone, "parts": parts, "plain": 1.0}
+        rows.append(_row(f"aligned-{backbone}", 1.9, measured="alignment step", **facts))
     (tmp_path / "results.json").write_text(json.dumps(_document(rows)))
     report.main([str(tmp_path / "results.json"), "--out", str(tmp_path)])
     text = (tmp_path / "RESULTS.md").read_text()
     assert "slower at 0" in text
     assert "GPU: never run" not in text
     assert "| 9.1 % | 0.99 % | 0.99 % | yes |" in text
+    assert "| ≤ 2x | 1 s | 1.9 s | 1.9x | yes |" in text
+    assert "| ≤ 5 % | 1 s | 80 ms | 8 % | **no** |" in text
+    assert "| **ratio** | **1.9x** | **1.9x** |" in text
     pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert len(pictures) == 4
     assert all(f"plots/{name}" in text for name in pictures)

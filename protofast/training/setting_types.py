@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from fractions import Fraction as Ratio
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -16,12 +15,13 @@ def _tuple_from_list(value: Any) -> Any:
 
 def _number_from_ratio(value: Any) -> Any:
     """`8/255` as a number; whatever else is left for the type to refuse."""
-    if isinstance(value, str) and "/" in value:
-        try:
-            return float(Ratio(value))
-        except (ValueError, ZeroDivisionError):
-            return value
-    return value
+    above, slash, below = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if not slash:
+        return value
+    try:
+        return float(above) / float(below)
+    except (ValueError, ZeroDivisionError):
+        return value
 
 
 Pair = Annotated[tuple[int, int], BeforeValidator(_tuple_from_list)]

@@ -97,6 +97,8 @@ def test_the_last_part_has_the_last_word_and_overrides_come_after(tmp_path: Path
     first = load_settings("demo", parts=["adversarial", mine]).training
     assert first.adversarial.epsilon == 4 / 255
     assert first.seed == 4
+    finer = load_settings("demo", ["training.adversarial.step_size=2.5/255"], parts=[mine])
+    assert finer.training.adversarial.step_size == 2.5 / 255
     second = load_settings("demo", parts=[mine, "adversarial"]).training
     assert second.adversarial.epsilon == 8 / 255
     said = load_settings("demo", ["training.adversarial.epsilon=2/255"], parts=[mine]).training
@@ -141,6 +143,7 @@ WRONG = {
     "training.adversarial.method=pgd": "adversarial.method = 'pgd' is not allowed: must be one of",
     "training.adversarial.epsilon=8": "adversarial.epsilon = 8 is not allowed",
     "training.adversarial.epsilon=8/0": "adversarial.epsilon = '8/0' is not allowed",
+    "training.adversarial.epsilon=nan/1": "adversarial.epsilon = nan is not allowed",
     "training.adversarial.epsilon=a/b": "adversarial.epsilon = 'a/b' is not allowed",
     "training.adversarial.epsilon=0": "adversarial.epsilon = 0 is not allowed",
     "training.alignment.weight=-1": "alignment.weight = -1 is not allowed",
