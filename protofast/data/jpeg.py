@@ -100,7 +100,8 @@ class CompressedImageSet(ImageSet):
     """Another ImageSet with the images of some classes compressed to JPEG.
 
     As in the released code, files are compressed as they are after cropping, before they are
-    resized (:meth:`ImageSet.altered`); images without files at the size that they have.
+    resized (:meth:`ImageSet.altered`); images without files at the size that they have. Training
+    images are augmented afterwards; the released code reads files that were augmented before.
 
     Args:
         source: The images; :attr:`clean` hands them out again.
@@ -187,10 +188,11 @@ def compress_splits(
 class JpegAugmentation:
     """Training images compressed at random, whatever their class (Hoffmann et al., F.2).
 
-    The original compresses each image as it is in its file, before resizing; here it is the
-    training image at the size that the network sees, before :class:`Augmentation` moves its pixels:
-    so images that are kept in memory need not be decoded again, but blocks of 8 pixels are larger
-    on the bird than the original's where files are larger than ``data.size``.
+    The original compresses each image as it is in its file, before resizing, and its files are
+    altered copies, rotated and so on beforehand. Here it is the image at the size that the network
+    sees, before :class:`Augmentation` moves its pixels: so images that are kept in memory need not
+    be decoded again, and bytes are compressed where they are. Blocks of 8 pixels are larger on the
+    bird than the original's where files are larger than ``data.size``, and turn with it.
 
     Which images are compressed is a hash of (seed, epoch, image index), so it depends neither on
     batch, rank or worker, nor on where a run was resumed.

@@ -35,7 +35,8 @@ class JpegSettings(Frozen):
 class JpegAugmentationSettings(Frozen):
     """Training images that are compressed at random, whatever their class.
 
-    Hoffmann et al., appendix F.2; see :class:`protofast.data.JpegAugmentation`.
+    Hoffmann et al., appendix F.2; see :class:`protofast.data.JpegAugmentation`. The last layer's
+    images are not compressed where they are ``plain``.
 
     Attributes:
         probability: That an image is compressed, anew in every epoch; 0.5 in the paper.
