@@ -203,7 +203,7 @@ def _result(entry: Any, models: Sequence[AuditedModel], problems: list[str]) -> 
     result = Result(
         model=models[index],
         audit=_text(entry, "audit"),
-        title=_text(entry, "title", str(entry.get("audit"))),
+        title=_capital(_text(entry, "title", str(entry.get("audit")))),
         protocol=_text(entry, "protocol"),
         settings=_table(entry, "settings", problems),
         numbers={},
@@ -239,7 +239,7 @@ def _measure(entry: Any) -> Measure:
     key = _text(entry, "key")
     return Measure(
         key=key,
-        label=_text(entry, "label", key),
+        label=_capital(_text(entry, "label", key)),
         value=finite_number(value),
         unit=_text(entry, "unit", ""),
         better=better if better in ("lower", "higher") else None,
@@ -284,6 +284,10 @@ def _text(entry: Json, key: str, default: str | None = None) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{key!r} is missing or no string")
     return words.name(value) if value else value
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _table(entry: Json, key: str, problems: list[str]) -> Json:

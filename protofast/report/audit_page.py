@@ -64,6 +64,7 @@ class Section:
     distributions: list[Drawing]
     tables: list[Table]
     skipped: list[tuple[str, str, str, int, int]]  # model, protocol, reason, rows, of
+    remarks: list[tuple[str, str, str, str]]  # model, protocol, share, what holds for so many
     numbers: list[tuple[Result, Measure]]
     albums: list[Album]
 
@@ -232,14 +233,13 @@ def _section(
     shots: dict[tuple[int, str, str], Album],
 ) -> Section:
     ordered = sorted(results, key=lambda result: (_rank(result.protocol), result.model.index))
-    keys = list(dict.fromkeys([*subject.charted, *(key for one in ordered for key in one.numbers)]))
     present = list(dict.fromkeys(result.protocol for result in ordered))
     return Section(
         anchor=f"audit-{place}",
         subject=subject,
         protocols=[(name, subject.protocols.get(name, "")) for name in present],
-        drawings=_drawings(ordered, keys),
-        distributions=_distributions(audit, ordered, keys),
+        drawings=_drawings(ordered, subject.charted),
+        distributions=_distributions(audit, ordered, subject.charted),
         tables=[
             paper_table(table, audit, ordered, dict(subject.protocols)) for table in subject.tables
         ],
@@ -247,6 +247,12 @@ def _section(
             (result.model.name, result.protocol, reason, count, result.rows)
             for result in ordered
             for reason, count in result.skipped.items()
+        ],
+        remarks=[
+            (result.model.name, result.protocol, amount(one), one.label)
+            for result in ordered
+            for key, one in result.numbers.items()
+            if key not in subject.charted
         ],
         numbers=[(result, one) for result in ordered for one in result.numbers.values()],
         albums=[

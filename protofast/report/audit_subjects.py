@@ -262,6 +262,7 @@ SUBJECTS = (
         charted=(
             "similarity_change",
             "similarity_change_relative",
+            "similarity_falls",
             "rank_correlation",
             "top_k_overlap",
             "accuracy_altered",

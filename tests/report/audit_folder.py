@@ -106,7 +106,8 @@ _AUDITS: tuple[tuple[str, str, str, dict[str, Any], tuple[tuple[Any, ...], ...]]
                     (-48.0, -5.0),
                     False,
                 ),
-                ("rank_correlation", "Rank correlation", "", "higher", (0.62, 0.97), False),
+                ("rank_correlation", "rank correlation", "", "higher", (0.62, 0.97), False),
+                ("wrong_compressed", "named wrongly with its artefacts", "%", None, (3, 7), True),
             ),
         )
         for protocol in ("paper", "released")

@@ -153,6 +153,15 @@ def test_what_was_left_out_is_counted(audit: Path) -> None:
     assert text.count("Nothing: every row of this audit is counted.") == 1
 
 
+def test_numbers_that_no_chart_shows_are_listed_as_remarks(audited: Path) -> None:
+    content = _content(audited)
+    text = _plain(_page(audited).text)
+    for model, name in enumerate(("standard", "aligned")):
+        share = _number(_result(content, "jpeg", "released", model), "wrong_compressed")["value"]
+        said = f"{name} released {share:.1f} % : Named wrongly with its artefacts"
+        assert said.replace(" :", ":") in text
+
+
 def test_names_from_outside_are_harmless(audit: Path) -> None:
     content = _content(audit)
     content["classes"] = HOSTILE
