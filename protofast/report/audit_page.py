@@ -11,7 +11,7 @@ from protofast.report import words
 from protofast.report.audit_charts import axis_for, axis_of, histogram, scale, strip
 from protofast.report.audit_files import AuditFiles, Measure, Result
 from protofast.report.audit_pictures import Album, picture_views
-from protofast.report.audit_subjects import SUBJECTS, Subject, amount, interval, subject_of
+from protofast.report.audit_subjects import LABELS, SUBJECTS, Subject, amount, interval, subject_of
 from protofast.report.audit_tables import Overview, Table, overview, paper_table
 from protofast.report.page import listed
 
@@ -237,7 +237,9 @@ def _section(
     return Section(
         anchor=f"audit-{place}",
         subject=subject,
-        protocols=[(name, subject.protocols.get(name, "")) for name in present],
+        protocols=[
+            (name, subject.protocols[name]) for name in present if name in subject.protocols
+        ],
         drawings=_drawings(ordered, subject.charted),
         distributions=_distributions(audit, ordered, subject.charted),
         tables=[
@@ -282,7 +284,7 @@ def _drawings(results: Sequence[Result], keys: Sequence[str]) -> list[Drawing]:
         better = f"{first.better} is better" if first.better else ""
         drawings.append(
             Drawing(
-                title=first.label,
+                title=LABELS.get(key, first.label),
                 remark=better,
                 lines=[
                     Line(
@@ -318,7 +320,7 @@ def _distributions(
         axis = axis_for([value for _, values, _ in found for value in values], first.unit)
         drawings.append(
             Drawing(
-                title=first.label,
+                title=LABELS.get(key, first.label),
                 remark="each image; the line marks the median",
                 lines=[
                     Line(

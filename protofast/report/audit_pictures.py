@@ -40,9 +40,16 @@ class PictureView:
     image: str
 
     @property
-    def is_wide(self) -> bool:
-        """Whether it needs the whole width of the page, as a figure of several panels does."""
-        return any(v.width and v.height and v.width > 1.6 * v.height for v in self.versions)
+    def breadth(self) -> str:
+        """How much room it needs: "" as a square, "broad" as a chart, "wide" as several panels."""
+        ratios = [v.width / v.height for v in self.versions if v.width and v.height]
+        ratio = max(ratios, default=1.0)
+        return "wide" if ratio > 2 else "broad" if ratio > 1.3 else ""
+
+    @property
+    def unnamed_image(self) -> str:
+        """The image's name, if the caption does not say it."""
+        return "" if self.image in self.caption else self.image
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ class Album:
     protocol: str
     pictures: list[PictureView]
     left_out: list[str]  # files for which there was no room
+
+    @property
+    def has_broad(self) -> bool:
+        """Whether some picture takes two columns, so that three in all leave no gaps."""
+        return any(picture.breadth == "broad" for picture in self.pictures)
 
 
 def picture_views(audit: AuditFiles) -> dict[tuple[int, str, str], Album]:

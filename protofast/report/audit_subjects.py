@@ -51,6 +51,30 @@ class Subject:
     tables: tuple[PublishedTable, ...] = ()
 
 
+# What the known numbers are called wherever models stand side by side.
+LABELS = {
+    "clean_accuracy": "Accuracy on the images as they are",
+    "adversarial_accuracy": "Named rightly under attack",
+    "success_rate": "Images on which it succeeds",
+    "mean_prototypes_tried": "Prototypes attacked per image",
+    "still_right": "Of these, images that keep their class",
+    "similarity_change": "Change of the top similarity",
+    "similarity_change_relative": "Change of the top similarity",
+    "similarity_falls": "Images on which it falls",
+    "rank_correlation": "Rank correlation of all similarities",
+    "top_k_overlap": "Most similar prototypes that stay the same",
+    "accuracy_altered": "Accuracy, half the classes compressed",
+    "accuracy_original": "Accuracy, nothing compressed",
+    "accuracy_all_compressed": "Accuracy, all images compressed",
+    "location_change": "Highlighted area moved (PLC)",
+    "activation_change": "Activation lost (PAC)",
+    "rank_change": "Prototypes that overtake (PRC)",
+    "accuracy_before": "Accuracy before",
+    "accuracy_after": "Accuracy after",
+    "accuracy_change": "Accuracy lost",
+}
+
+
 # ----- numbers in words -----
 
 
@@ -127,6 +151,13 @@ def _size(measure: Measure) -> str:
     return _stated(replace(measure, value=-_value(measure), low=low, high=high))
 
 
+def _includes_zero(measure: Measure) -> bool:
+    """Whether it may be nothing, as far as its interval tells."""
+    if measure.low is None or measure.high is None:
+        return _value(measure) == 0
+    return measure.low <= 0 <= measure.high
+
+
 # ----- the verdicts -----
 
 
@@ -163,8 +194,11 @@ def _jpeg_verdict(result: Result) -> str | None:
     change = _of(result, "similarity_change")
     if change is None:
         return None
-    if _value(change) == 0:
-        text = "removing the JPEG artefacts leaves the strongest prototype’s similarity as it is"
+    if _includes_zero(change):
+        text = (
+            "removing the JPEG artefacts changes the strongest prototype’s similarity by "
+            f"{_stated(change)}, which may be nothing"
+        )
     else:
         moved = "falls" if _value(change) < 0 else "rises"
         text = (
@@ -172,7 +206,7 @@ def _jpeg_verdict(result: Result) -> str | None:
             f"{moved} by {_size(change)}"
         )
     relative = _of(result, "similarity_change_relative")
-    if relative is not None and _value(change) != 0:
+    if relative is not None and not _includes_zero(change):
         text += f", or {with_unit(abs(_value(relative)), relative.unit)}"
     altered, original = _of(result, "accuracy_altered"), _of(result, "accuracy_original")
     if altered is not None and original is not None:
@@ -270,8 +304,10 @@ SUBJECTS = (
             "accuracy_all_compressed",
         ),
         protocols={
-            "paper": "a random half of the classes is compressed",
-            "released": "every class with an odd number is compressed, as the authors’ code does",
+            "paper": "a random half of the classes is compressed, or those that were compressed "
+            "when the network was trained",
+            "released": "every class with an odd number is compressed, as the authors’ code does, "
+            "or those that were compressed when the network was trained",
         },
         tables=(JPEG, JPEG_AUGMENTED, JPEG_SIMILARITY),
     ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from protofast.report import words
 from protofast.report.audit_files import AuditedModel, AuditFiles, Measure, Result
-from protofast.report.audit_subjects import Subject, amount, interval, with_unit
+from protofast.report.audit_subjects import LABELS, Subject, amount, interval, with_unit
 from protofast.report.published import ACCURACY, HEAD_ON_STOMACH, Published, PublishedTable
 
 
@@ -61,11 +61,11 @@ def cell_of(measure: Measure | None, *, unit: bool = False) -> Cell:
     return Cell(value, interval(measure), measure.n)
 
 
-def _published_cell(row: Published, key: str) -> Cell:
+def _published_cell(table: PublishedTable, row: Published, key: str) -> Cell:
     value = row.values.get(key)
     if value is None:
         return EMPTY
-    digits = 2 if round(value, 1) != value else 1
+    digits = max(table.digits, 1 if round(value, 1) == value else 2)
     spread = row.spreads.get(key)
     remark = "" if spread is None else f"± {words.number(spread, 1)}"
     return Cell(words.number(value, digits), remark)
@@ -76,7 +76,7 @@ def _published_rows(table: PublishedTable) -> list[TableRow]:
         TableRow(
             row.model,
             row.note,
-            [_published_cell(row, key) for key, _ in table.columns],
+            [_published_cell(table, row, key) for key, _ in table.columns],
             published=True,
         )
         for row in table.rows
@@ -162,13 +162,13 @@ class Overview:
 
 
 def overview(audit: AuditFiles, chosen: Sequence[tuple[Subject, Sequence[Result]]]) -> Overview:
-    """The main numbers side by side, after the accuracy that each model states itself.
+    """The main numbers side by side, after each model’s accuracy.
 
     Args:
         audit: Everything that was audited.
         chosen: Each audit with the results, of one protocol, that speak for it.
     """
-    columns = [("Accuracy", "as trained", "")]
+    columns = [("Accuracy", "of the test images", "")]
     rows = [
         TableRow(model.name, trained_with(model), [accuracy_of(model)]) for model in audit.models
     ]
@@ -177,12 +177,13 @@ def overview(audit: AuditFiles, chosen: Sequence[tuple[Subject, Sequence[Result]
         labels = [measure.label for measure in measures.values() if measure is not None]
         if not labels:
             continue
-        columns.append((subject.short, labels[0], results[0].protocol))
+        label = LABELS.get(subject.main, labels[0])
+        columns.append((subject.short, label, results[0].protocol))
         for model, row in zip(audit.models, rows, strict=True):
             row.cells.append(cell_of(measures.get(model.index), unit=True))
     return Overview(columns, rows)
 
 
 def accuracy_of(model: AuditedModel) -> Cell:
-    """A model's accuracy as it says itself."""
+    """A model’s accuracy, as audit.json has it."""
     return EMPTY if model.accuracy is None else Cell(with_unit(model.accuracy, "%"))

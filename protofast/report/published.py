@@ -41,6 +41,7 @@ class PublishedTable:
         columns: Key and heading of each column, in order.
         rows: The numbers.
         notes: Where its numbers measure something else than the paper says, or than ours do.
+        digits: Decimals that all of its numbers have at least.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PublishedTable:
     columns: tuple[tuple[str, str], ...]
     rows: tuple[Published, ...]
     notes: tuple[str, ...]
+    digits: int = 1
 
 
 _CUB = "CUB-200-2011: 200 kinds of birds, photographs cropped to the bird"
@@ -59,6 +61,7 @@ ACCURACY = PublishedTable(
     title="Accuracy on the test images as they are",
     source=_CUB,
     protocol="",
+    digits=2,
     columns=(("clean_accuracy", "Accuracy, %"),),
     rows=(
         Published("ProtoPNet, ResNet-18", {"clean_accuracy": 75.75}),
@@ -122,6 +125,7 @@ JPEG = PublishedTable(
     title="Trained on half the classes compressed by JPEG: accuracy with and without the artefacts",
     source=f"{_CUB}; JPEG quality 20",
     protocol="released",
+    digits=2,
     columns=(
         ("accuracy_altered", "Same classes compressed, %"),
         ("accuracy_original", "Nothing compressed, %"),
@@ -166,6 +170,7 @@ JPEG_AUGMENTED = PublishedTable(
     title="Trained with JPEG augmentation: accuracy with and without the artefacts",
     source=f"{_CUB}; JPEG quality 20, each training image compressed with probability 0.5",
     protocol="released",
+    digits=2,
     columns=(
         ("accuracy_all_compressed", "All images compressed, %"),
         ("accuracy_original", "Nothing compressed, %"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -26,6 +27,21 @@ def render_sheet(
         values: What the template writes, all of it escaped; a name that it does not find here is
             an error.
     """
+    script = "".join(_asset(name) for name in scripts)
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup("\n").join(Markup(_asset(name)) for name in styles),
+            script=Markup(script),
+            script_hash=_hash(script),
+            **values,
+        )
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("protofast.report"),
         autoescape=True,
@@ -36,13 +52,7 @@ def render_sheet(
     for filter_ in (words.name, words.number, words.short, words.percent):
         environment.filters[filter_.__name__] = filter_
     environment.globals["count"] = words.count
-    script = "".join(_asset(name) for name in scripts)
-    return environment.get_template(template).render(
-        style=Markup("\n").join(Markup(_asset(name)) for name in styles),
-        script=Markup(script),
-        script_hash=_hash(script),
-        **values,
-    )
+    return environment
 
 
 def _asset(name: str) -> str:
