@@ -67,6 +67,18 @@ def _what_was_run(found: Found) -> Iterator[str]:
         rows.append([grid.plan.title, command, network, images, seeds, f"{done} of {len(cells)}"])
     heads = ["data and scale", "command", "network", "test images", "seeds", "cells done"]
     yield _table(heads, rows)
+    rows = [
+        [
+            _of(grid),
+            name,
+            ", ".join(f"`{part}`" for part in variant.parts) or "-",
+            ", ".join(f"`{said}`" for said in (*grid.plan.set, *variant.set)) or "-",
+        ]
+        for grid, _ in found
+        for name, variant in grid.plan.models.items()
+    ]
+    yield _table(["data", "model", "recipe parts (`--with`)", "settings (`--set`)"], rows)
+    yield from (f"*{_of(grid)}:* {note}\n" for grid, _ in found for note in grid.plan.notes)
 
 
 def _in_short(found: Found) -> Iterator[str]:

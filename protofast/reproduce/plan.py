@@ -101,6 +101,7 @@ class Plan(_Frozen):
         models: By name. The page knows ``standard``, ``adversarial``, ``jpeg``,
             ``jpeg-augmented`` and ``aligned``, and compares these.
         audits: What is measured.
+        notes: Paragraphs on what is particular about this grid.
         remarks: By the key of a direction (see :mod:`protofast.reproduce.claims`): what to say
             where it does not reproduce.
     """
@@ -116,6 +117,7 @@ class Plan(_Frozen):
         tuple[AuditPlan, ...],
         BeforeValidator(lambda said: tuple(said) if isinstance(said, list) else said),
     ]
+    notes: Words = ()
     remarks: dict[str, str] = {}
 
     @model_validator(mode="after")

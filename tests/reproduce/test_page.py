@@ -14,9 +14,11 @@ name = "birds2"
 title = "Two seeds of birds"
 recipe = "demo"
 seeds = [0, 1]
+notes = ["Birds are drawn."]
 [models.standard]
 [models.adversarial]
 parts = ["adversarial"]
+set = ["training.adversarial.rise=3"]
 [models.jpeg]
 parts = ["jpeg"]
 [[audits]]
@@ -85,6 +87,13 @@ def test_nothing_done_is_said_and_is_a_page_all_the_same(grid):
     for experiment in EXPERIMENTS:
         assert f"## {experiment.title}\n" in text
         assert all(command in text for command in experiment.commands)
+
+
+def test_what_was_changed_about_a_model_is_said(grid):
+    text = page_text([grid])
+    assert "| birds2 | standard | - | - |" in text
+    assert "| birds2 | adversarial | `adversarial` | `training.adversarial.rise=3` |" in text
+    assert "*birds2:* Birds are drawn." in text
 
 
 def test_published_numbers_stand_beside_ours(grid):
