@@ -27,6 +27,7 @@ PAGES = [
     "README.md",
     "docs/layer.md",
     "docs/alignment.md",
+    "docs/attacks.md",
     "docs/misalignment.md",
     "docs/export.md",
 ]
