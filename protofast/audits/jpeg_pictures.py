@@ -91,13 +91,13 @@ def _caption(subject: Subject, row: Row) -> str:
     classes = subject.images.classes
     whose = "" if row["prototype_class"] is None else f" of {classes[row['prototype_class']]}"
     relative = row["similarity_change_relative"]
-    share = "" if relative is None else f" ({relative:+.0f} %)"
+    share = "" if relative is None else f" ({_signed(relative, 0)} %)"
     was, now = (classes[row[f"predicted_{version}"]] for version in ("compressed", "clean"))
     decision = f"The class stays {was}." if was == now else f"The class turns from {was} to {now}."
     rank = row["rank_clean"]
     place = "still the highest of all" if rank == 1 else f"no. {rank} of all prototypes"
     return (
-        f"{row['name']}: without the artefacts, the similarity of prototype {row['prototype']}"
+        f"Without the artefacts, the similarity of prototype {row['prototype']}"
         f"{whose} goes from {row['similarity_compressed']:.2f} to {row['similarity_clean']:.2f}"
         f"{share}, {place}. {decision} Both maps are coloured by the first one's range."
     )
@@ -121,8 +121,8 @@ def _histogram(
         axes.stairs(
             heights["compressed"], edges, fill=True, color=_WITH, alpha=0.55, label="compressed"
         )
-        axes.plot(at, heights["clean"], ".", color=_WITHOUT, markersize=3.5, label="clean")
-        axes.set_xlabel("prototypes, by their similarity to the compressed image")
+        axes.plot(at, heights["clean"], ".", color=_WITHOUT, markersize=5, label="clean")
+        axes.set_xlabel("prototypes, most similar first")
         axes.set_ylabel("similarity")
         axes.set_xlim(-0.5, len(order) - 0.5)
         low = min(float(values.min()) for values in heights.values())
@@ -136,8 +136,8 @@ def _histogram(
     write_atomically(folder / name, _png(chart))
     return Picture(
         files={"prototypes": name},
-        caption=f"{row['name']}: the {count} most similar prototypes of either version, with "
-        f"artefacts (bars) and without (dots). {_correlation(row)}Of the "
+        caption=f"The {count} most similar prototypes of either version, with artefacts (bars) and "
+        f"without (dots). {_correlation(row)}Of the "
         f"{min(audit.settings.top, len(similar['clean']))} most similar ones, "
         f"{row['top_k_overlap']:.0f} % are the same.",
         image=row["name"],
@@ -147,7 +147,7 @@ def _histogram(
 def _correlation(row: Row) -> str:
     if row["rank_correlation"] is None:
         return ""
-    return f"Rank correlation of all prototypes: {row['rank_correlation']:.2f}. "
+    return f"Rank correlation of all prototypes: {_plain(row['rank_correlation'])}. "
 
 
 def _changes(audit: JpegExperiment, subject: Subject, hit: Sequence[Row], folder: Path) -> Picture:
@@ -159,35 +159,46 @@ def _changes(audit: JpegExperiment, subject: Subject, hit: Sequence[Row], folder
         counts, edges = np.histogram(values, bins=min(40, max(5, len(values) // 4)))
         axes.stairs(counts, edges, fill=True, color=_WITHOUT, alpha=0.75)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.axvline(mean, color=_WITH, linewidth=1.2, label=f"mean {mean:+.2f}")
-        axes.set_xlabel("change of the top similarity when the artefacts are removed")
+        axes.axvline(mean, color=_WITH, linewidth=1.6)
+        axes.set_xlabel("change of the top similarity")
         axes.set_ylabel("images")
 
     name = "changes.png"
     write_atomically(folder / name, _png(chart))
     done = audit.compression(subject)
-    which = "as in training" if done.from_run else f"the {audit.settings.classes} of them"
+    words = {"half": "a random half", "odd": "those of odd number"}
+    which = "as in training" if done.from_run else words[audit.settings.classes]
     classes = f"{len(done.classes)} of {len(subject.images.classes)} classes ({which})"
     return Picture(
         files={"changes": name},
         caption=f"All {len(hit)} images of {classes}, compressed at quality {done.quality} "
         f"({done.codec}): change of the similarity of the prototype that is most similar to the "
-        f"compressed image when the artefacts are removed; mean {mean:+.2f}, median {median:+.2f}.",
+        f"compressed image when the artefacts are removed; mean {_signed(mean, 2)} (red line), "
+        f"median {_signed(median, 2)}.",
     )
 
 
+def _signed(value: float, digits: int) -> str:
+    """With its sign, and a minus that is one."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def _png(chart: Callable[[Axes], None]) -> bytes:
-    """A chart as a PNG file of 448 by 288 pixels."""
+    """A chart as a PNG file of 336 by 336 pixels, in letters that can be read at half the size."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     defaults: Any = matplotlib.rcParamsDefault  # its type names every key, and differs by version
-    settings: Any = {**defaults, "font.family": "sans-serif", "font.size": 8, "backend": "agg"}
+    settings: Any = {**defaults, "font.family": "sans-serif", "font.size": 11, "backend": "agg"}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.48, 2.88), dpi=100, facecolor="white")
+        figure = Figure(figsize=(3.36, 3.36), dpi=100, facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.13, 0.15, 0.85, 0.82))
+        axes = figure.add_axes((0.22, 0.17, 0.75, 0.79))
         chart(axes)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
