@@ -20,7 +20,7 @@ RECIPE = "demo"
 MODELS = {"standard": (), "defended": ("adversarial", "aligned")}
 """The two models, each with the parts that go over the recipe."""
 _AUDIT = "audit"
-_IMAGES = 60
+_IMAGES = 100
 
 Out = Annotated[
     Path, typer.Option(metavar="FOLDER", help="The folder of the demo: two runs and their audit.")
