@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,7 @@ def environment(models: Sequence[AuditedModel]) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def version() -> str | None:
     """Protofast's version, or None for a source tree that is not installed."""
     try:

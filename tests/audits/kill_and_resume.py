@@ -33,7 +33,7 @@ class Noting(Dimming):
         return rows
 
 
-LATE = 6  # further attempts to kill it, when all units are there
+LATE = 5  # further attempts to kill it, when all units are there
 
 
 def attempt(models: list[AuditedModel], images: ImageSet, out: Path) -> int:

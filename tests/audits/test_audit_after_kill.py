@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-KILLS = 16
+KILLS = 12
 
 
 def _content(folder: Path) -> str:

@@ -60,6 +60,21 @@ def run(birds: ImageSet, models: list[AuditedModel], tmp_path: Path) -> Run:
     return go
 
 
+@pytest.fixture(scope="module")
+def whole(
+    birds: ImageSet, models: list[AuditedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An audit folder that was never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "audit"
+    return run_audits(models, birds, [Counting(DimmingSettings())], out).folder
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, where `run` works."""
+    return Path(shutil.copytree(whole, tmp_path / "audit"))
+
+
 def timeless(folder: Path) -> bytes:
     """The bytes of audit.json without its times."""
     text = (folder / "audit.json").read_text()
@@ -119,26 +134,26 @@ def test_accuracy_and_predictions_are_those_of_the_model(
         assert said["accuracy"] == float(right)
 
 
-def test_what_is_done_is_not_done_again(run: Run) -> None:
-    first, _ = run()
-    before = timeless(first.folder)
+@pytest.mark.usefixtures("finished")
+def test_what_is_done_is_not_done_again(run: Run, whole: Path) -> None:
     again, audit = run()
     assert audit.measured == []
     assert audit.drawn == 0
-    assert timeless(again.folder) == before
+    assert timeless(again.folder) == timeless(whole)
 
 
-def test_interrupted_and_resumed_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
-    whole, _ = run(out=tmp_path / "whole")
+def test_interrupted_and_resumed_gives_the_same_bytes(
+    run: Run, whole: Path, tmp_path: Path
+) -> None:
     for at in (0, 1, 2):
         with pytest.raises(KeyboardInterrupt):
             run(fail_at=at)
         assert not (tmp_path / "audit" / "audit.json").exists()
     result, audit = run()
     assert len(audit.measured) == 2 * UNITS - 3
-    assert timeless(result.folder) == timeless(whole.folder)
-    for name in ("settings.toml", *(entry["table"] for entry in whole.summary["audits"])):
-        assert (result.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert timeless(result.folder) == timeless(whole)
+    for name in ("settings.toml", *(entry["table"] for entry in result.summary["audits"])):
+        assert (result.folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_long_units_are_cut_on_a_cpu(run: Run) -> None:
@@ -156,7 +171,6 @@ def test_asked_to_stop(run: Run) -> None:
     assert result.units == 2 * UNITS
     result, audit = run(stop=lambda: True)
     assert (result.finished, audit.measured) == (False, [])
-    assert run()[0].finished
 
 
 def test_progress_grows_to_its_end(run: Run) -> None:
@@ -185,20 +199,18 @@ def test_progress_grows_to_its_end(run: Run) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
+@pytest.mark.usefixtures("finished")
 def test_other_settings_make_all_units_anew(
     run: Run, change: dict[str, Any], tmp_path: Path
 ) -> None:
-    run()
     result, audit = run(**change)
     assert len(audit.measured) == 2 * UNITS
     fresh, _ = run(out=tmp_path / "fresh", **change)
     assert timeless(result.folder) == timeless(fresh.folder)
 
 
-def test_other_weights_make_that_model_anew(
-    run: Run, models: list[AuditedModel], tmp_path: Path
-) -> None:
-    run()
+@pytest.mark.usefixtures("finished")
+def test_other_weights_make_that_model_anew(run: Run, models: list[AuditedModel]) -> None:
     changed = [models[0], AuditedModel(name="b", model=small_model(1))]
     with torch.no_grad():
         changed[1].model.prototypes[0, 0] += 1e-6
@@ -206,8 +218,8 @@ def test_other_weights_make_that_model_anew(
     assert len(audit.measured) == UNITS
 
 
+@pytest.mark.usefixtures("finished")
 def test_other_pixels_make_all_anew(run: Run, birds: ImageSet) -> None:
-    run()
     pixels = torch.stack([birds.image(at) for at in range(IMAGES)])
     pixels[5, 0, 0, 0] ^= 1
     _, audit = run(images=MemoryImageSet(pixels, source=birds))
@@ -215,13 +227,12 @@ def test_other_pixels_make_all_anew(run: Run, birds: ImageSet) -> None:
 
 
 def test_a_further_model_changes_nothing_of_the_first(
-    run: Run, models: list[AuditedModel], tmp_path: Path
+    run: Run, models: list[AuditedModel], whole: Path, tmp_path: Path
 ) -> None:
     """But for what depends on all models: then its units are made anew."""
     alone, _ = run(models=models[:1], out=tmp_path / "alone")
-    both, _ = run()
-    numbers = [each.summary["audits"][0]["numbers"] for each in (alone, both)]
-    assert numbers[0] == numbers[1]
+    both = json.loads((whole / "audit.json").read_text())
+    assert alone.summary["audits"][0]["numbers"] == both["audits"][0]["numbers"]
 
 
 @pytest.mark.parametrize(
@@ -239,10 +250,10 @@ def test_a_further_model_changes_nothing_of_the_first(
     ],
     ids=["half", "empty", "list", "foreign", "bytes", "deep", "gone", "folder", "another"],
 )
-def test_a_spoilt_unit_is_made_anew(run: Run, spoil: Callable[[Path], Any], tmp_path: Path) -> None:
-    whole, _ = run(out=tmp_path / "whole")
-    result, _ = run()
-    unit = result.folder / "units" / "a" / "dimming-paper" / "0002.json"
+def test_a_spoilt_unit_is_made_anew(
+    run: Run, finished: Path, whole: Path, spoil: Callable[[Path], Any]
+) -> None:
+    unit = finished / "units" / "a" / "dimming-paper" / "0002.json"
     spoil(unit)
     if unit.is_dir():  # somebody's own; nothing of ours is in the way of it
         with pytest.raises(IsADirectoryError):
@@ -250,12 +261,11 @@ def test_a_spoilt_unit_is_made_anew(run: Run, spoil: Callable[[Path], Any], tmp_
         unit.rmdir()
     result, audit = run()
     assert len(audit.measured) == 1
-    assert timeless(result.folder) == timeless(whole.folder)
+    assert timeless(result.folder) == timeless(whole)
 
 
-def test_half_written_files_are_swept(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "audit"
-    run()
+def test_half_written_files_are_swept(run: Run, finished: Path) -> None:
+    folder = finished
     half = [
         folder / "units" / "a" / "dimming-paper" / ".0001.json.4711.tmp",
         folder / ".audit.json.4711.tmp",
@@ -272,21 +282,20 @@ def test_half_written_files_are_swept(run: Run, tmp_path: Path) -> None:
     assert foreign.read_text() == "mine"
 
 
-def test_lost_pictures_are_drawn_again(run: Run) -> None:
-    result, _ = run()
-    picture = result.folder / result.summary["audits"][0]["pictures"][0]["files"]["dark"]
+def test_lost_pictures_are_drawn_again(run: Run, finished: Path) -> None:
+    said = json.loads((finished / "audit.json").read_text())
+    picture = finished / said["audits"][0]["pictures"][0]["files"]["dark"]
     content = picture.read_bytes()
     picture.unlink()
-    result, audit = run()
+    _, audit = run()
     assert audit.drawn == 1
     assert audit.measured == []
     assert picture.read_bytes() == content
 
 
-def test_two_processes_do_not_write_one_audit(run: Run, tmp_path: Path) -> None:
-    run()
+def test_two_processes_do_not_write_one_audit(run: Run, finished: Path) -> None:
     with (
-        locked(tmp_path / "audit"),
+        locked(finished),
         pytest.raises(RunFolderError, match=r"another process is working on .*audit; wait"),
     ):
         run()
@@ -358,8 +367,7 @@ def test_logits_that_are_not_finite(run: Run, models: list[AuditedModel]) -> Non
         run(models=[models[0], AuditedModel(name="broken", model=broken)])
 
 
-def test_a_full_disk_loses_nothing(run: Run, tmp_path: Path) -> None:
-    whole, _ = run(out=tmp_path / "whole")
+def test_a_full_disk_loses_nothing(run: Run, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(fail_at=2)
     units = sorted((tmp_path / "audit" / "units" / "a" / "dimming-paper").iterdir())
@@ -377,7 +385,7 @@ def test_a_full_disk_loses_nothing(run: Run, tmp_path: Path) -> None:
     assert not list((tmp_path / "audit").rglob("*.tmp"))
     result, audit = run()
     assert len(audit.measured) == 2 * UNITS - 2
-    assert timeless(result.folder) == timeless(whole.folder)
+    assert timeless(result.folder) == timeless(whole)
 
 
 def test_one_image_alone(run: Run, birds: ImageSet) -> None:
