@@ -198,7 +198,10 @@ class Grid:
         if not path.is_dir():  # taken away to save room
             return True
         folder = RunFolder.open(path)
-        name = folder.resolve(self.plan.checkpoint)
+        try:
+            name = folder.resolve(self.plan.checkpoint)
+        except CheckpointError:
+            return False
         now = sha256_of(folder.checkpoints / f"{name}.safetensors")
         return bool(described["checkpoint_sha256"] == now)
 

@@ -130,6 +130,18 @@ def test_other_weights_are_audited_anew(finished, tmp_path):
     assert not grid.done(audit)
 
 
+def test_a_training_that_was_killed_before_its_first_checkpoint_is_not_done(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    for file in (grid.run("aligned", 1) / "checkpoints").iterdir():
+        file.unlink()
+    missing = [cell.path.name for cell in grid.cells() if not grid.done(cell)]
+    assert missing == ["aligned-1", "accuracy-1"]
+    workshop = Workshop()
+    assert workshop.carry_out(grid) == 0
+    assert workshop.did[0] == "train aligned-1"
+    assert all(grid.done(cell) for cell in grid.cells())
+
+
 def test_an_audit_with_other_settings_is_not_taken_for_done(finished, tmp_path):
     text = PLAN.replace("robust_accuracy.steps=1", "robust_accuracy.steps=2")
     (tmp_path / "other.toml").write_text(text)
