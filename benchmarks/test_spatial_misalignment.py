@@ -35,6 +35,8 @@ def test_spatial_misalignment(benchmark: Any, device: str, layer: str, quick: bo
         ("cuda", True): (16, 5),
         ("cuda", False): (64, 20),
     }[device, quick]
+    if quick and layer == "original_twice":
+        pytest.skip("not in the quick selection")
     if layer != "ours":
         _compare(device, layer)
     model = make_model(device)
@@ -117,8 +119,8 @@ def _subject(model: ProtoPNet, count: int) -> Subject:
 def _compare(device: str, layer: str) -> None:
     """Ours and theirs in float64: equal decisions, equal numbers."""
     model = make_model(device).double()
-    ours = make_run(copy.deepcopy(model), 3, 3, "ours")()
-    theirs = make_run(model, 3, 3, layer)()
+    ours = make_run(copy.deepcopy(model), 2, 2, "ours")()
+    theirs = make_run(model, 2, 2, layer)()
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["skipped"] == ""
         assert [mine[key] for key in ("x0", "y0", "x1", "y1")] == other["box"]

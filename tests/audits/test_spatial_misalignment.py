@@ -30,6 +30,7 @@ from protofast.audits.misalignment_attack import (
     choose,
     examine,
 )
+from protofast.audits.misalignment_metrics import protected_boxes
 from protofast.audits.spatial_misalignment import SpatialMisalignment
 from protofast.models import ProtoPNet, build_backbone
 
@@ -102,7 +103,8 @@ def test_a_network_that_looks_elsewhere_is_caught():
     classes = [j // 3 for j in range(12)]
     honest = network(cells(), colours, classes)
     elsewhere = network(cells(Shifted()), colours, classes)
-    pixels, labels = patchwork(24), [n % 4 for n in range(24)]
+    pixels = patchwork(24)
+    labels = subject(elsewhere, pixels, [0] * 24).predictions.tolist()  # all right, as it is
     paper, released = (
         settings.model_copy(update={"margin": 2}) for settings in (PAPER, RELEASED)
     )  # of 32 pixels, about what 10 are of 224
@@ -113,6 +115,8 @@ def test_a_network_that_looks_elsewhere_is_caught():
     assert bad["activation_change"] > 30 > 5 > good["activation_change"]
     assert bad["location_change"] > 30 > 15 > good["location_change"]
     assert bad["rank_change"] > 2 > 0.5 > good["rank_change"]
+    assert bad["accuracy_before"] == 100 > bad["accuracy_after"] + 20
+    assert bad["accuracy_change"] == bad["accuracy_before"] - bad["accuracy_after"]
     noise = numbers_of(released, subject(elsewhere, pixels, labels))
     assert noise["activation_change"].value < 0.2 * bad["activation_change"]
     losses = []
@@ -155,6 +159,27 @@ def test_released_is_the_noise_to_the_bit_and_takes_no_step(small):
     assert seen.free[:, :, :, -1].all()
 
 
+def test_the_loop_of_the_released_code_never_leaves_its_random_start(small):
+    """Its loss, the cross entropy of one logit, has no gradient; so it is the noise, blended."""
+    images, ids = PIXELS / 255, torch.arange(6)
+    seen = examine(small, images, everything(small, images), RELEASED, image_ids=ids)
+    epsilon = (0.4 * small.std).view(-1, 1, 1)
+    x = images + uniform_noise((3, 48, 48), ids, seed=0, low=-epsilon, high=epsilon)
+    for _ in range(4):
+        x = x.detach().requires_grad_()
+        blended = torch.where(seen.free, x, images)
+        maps = small.similarity_map(small.features(blended), seen.chosen.prototypes)
+        logit = maps.flatten(2).amax(dim=2)  # [6, 1]: a single class
+        loss = nn.functional.cross_entropy(logit, torch.zeros(6, dtype=torch.int64))
+        loss.backward()
+        assert loss.item() == 0.0
+        assert not x.grad.any()
+        x = x + 0.01 * small.std.view(-1, 1, 1) * x.grad.sign()
+        x = images + (x - images).clamp(-epsilon, epsilon)
+    literal = torch.where(seen.free, x.detach(), images)
+    torch.testing.assert_close(seen.changed, literal, rtol=0, atol=2e-7)
+
+
 @pytest.mark.parametrize("prototypes", ["top_proto", "gt_protos"])
 def test_the_attack_stays_in_its_ball_its_pixels_and_the_image(small, prototypes):
     settings = PAPER.model_copy(update={"prototypes": prototypes, "margin": 0})
@@ -180,6 +205,41 @@ def test_the_attack_stays_in_its_ball_its_pixels_and_the_image(small, prototypes
     before, after = (some.flatten(2).amax(dim=2).mean(dim=1) for some in maps)
     assert (after < before)[open_].all()
     assert torch.equal(seen.changed[~open_], images[~open_])
+
+
+def test_steps_have_their_length_per_channel(small):
+    images, ids = PIXELS / 255, torch.arange(6)
+    start, end = (
+        examine(
+            small,
+            images,
+            everything(small, images),
+            PAPER.model_copy(update={"steps": steps, "margin": 0}),
+            image_ids=ids,
+        ).changed
+        for steps in (0, 3)
+    )
+    moved = (end - start).abs().amax(dim=(0, 2, 3))  # [channels]
+    torch.testing.assert_close(moved, 0.03 * small.std, rtol=0, atol=1e-6)
+
+
+def test_all_prototypes_of_the_class_are_protected_and_the_strongest_is_measured(small):
+    settings = PAPER.model_copy(update={"prototypes": "gt_protos", "margin": 3, "steps": 2})
+    examined = subject(small, PIXELS, LABELS)
+    with torch.no_grad():
+        maps = small.similarity_map(small.features(PIXELS / 255))  # [6, 12, 3, 3]
+    boxes = protected_boxes(maps, (48, 48), margin=3)
+    for n, row in enumerate(rows_of(settings, examined)):
+        own = range(4 * LABELS[n], 4 * LABELS[n] + 4)
+        strongest = max(own, key=lambda j: float(maps[n, j].max()))
+        assert row["prototype"] == strongest
+        assert row["prototype_class"] == LABELS[n]
+        assert [row[key] for key in ("x0", "y0", "x1", "y1")] == boxes[n, strongest].tolist()
+        covered = torch.zeros(48, 48, dtype=torch.bool)
+        for j in own:
+            x0, y0, x1, y1 = boxes[n, j].tolist()
+            covered[y0:y1, x0:x1] = True
+        assert row["protected"] == pytest.approx(100 * float(covered.double().mean()))
 
 
 def test_pgd_lowers_the_similarity_far_more_than_noise(small):
@@ -289,6 +349,39 @@ def test_images_without_a_result_are_rows_that_say_why(settings):
     assert numbers_of(settings, subject(model, pixels, [0, 0, 1, 2]))["location_change"].n == 2
     nothing = numbers_of(settings, subject(model, pixels[[1]], [0]))
     assert all(number.value is None and number.n == 0 for number in nothing.values())
+
+
+class NanBelowBlack(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.masked_fill(images < -1.01, torch.nan)  # black is -1.004
+
+
+def test_an_image_that_breaks_the_network_under_attack_is_said_to():
+    model = network(nn.Sequential(NanBelowBlack(), *cells()), torch.eye(3), [0, 1, 2])
+    pixels = one_bright_cell([0, 0], [0, 0], BRIGHT)
+    pixels[1, :, -4:] = 0  # and the noise goes below it
+    rows = rows_of(RELEASED, subject(model, pixels, [0, 0]))
+    assert [row["skipped"] for row in rows] == [
+        "",
+        "similarities that are not finite after the attack",
+    ]
+    assert rows[1]["activation_after"] is None
+
+
+def test_similarities_below_0_count_as_0_as_released_and_stay_in_the_paper():
+    options = {"metric": "squared_l2", "similarity": "linear"}  # minus the distance
+    model = network(cells(Shifted()), torch.eye(3), [0, 1, 2], **options)
+    examined = subject(model, patchwork(3), [0, 1, 2])
+    rows = rows_of(PAPER.model_copy(update={"margin": 2}), examined)
+    assert any(row["location_change"] > 0 for row in rows)
+    for row in rows:
+        assert row["activation_after"] <= row["activation_before"] < 0
+        assert row["activation_change"] is None
+        assert row["remarks"] == "undefined_activation_change"
+    for row in rows_of(RELEASED, examined):
+        assert row["activation_before"] == row["activation_after"] == 0
+        assert row["location_change"] == row["rank_change"] == 0
+        assert {"flat_map", "tied_prototypes"} < set(row["remarks"].split())
 
 
 def test_prototypes_without_classes_all_count_as_rivals():
