@@ -208,13 +208,8 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
         images = self.look(subject, compression, positions)
         with torch.no_grad():
             outputs = {version: subject.model(batch) for version, batch in images.items()}
-        finite = torch.stack(
-            [
-                values.isfinite().all(dim=1)
-                for output in outputs.values()
-                for values in (output.logits, output.activations)
-            ]
-        ).all(dim=0)
+        found = [part for o in outputs.values() for part in (o.logits, o.activations)]
+        finite = torch.stack([part.isfinite().all(dim=1) for part in found]).all(dim=0).tolist()
         predicted = {version: o.logits.argmax(dim=1).tolist() for version, o in outputs.items()}
         similar = {version: o.activations.double().cpu().numpy() for version, o in outputs.items()}
         rows: list[Row] = []

@@ -266,8 +266,8 @@ def _compress_share(
     # NumPy copies and the codecs let other threads run; PyTorch would start threads of its own.
     # Channel by channel, because a transposing copy takes four times as long.
     channels, height, width = images.shape[1:]
+    pixels = np.empty((height, width, channels), dtype=np.uint8)
     for position in share:
-        pixels = np.empty((height, width, channels), dtype=np.uint8)
         for channel, plane in enumerate(images[position].numpy()):
             pixels[:, :, channel] = plane
         decoded = through(pixels)

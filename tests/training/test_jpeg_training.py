@@ -1,5 +1,6 @@
 """Runs with compressed classes, and with compression as augmentation."""
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,13 @@ def test_a_stopped_run_with_augmentation_goes_on_bit_for_bit(
     assert starts > 2
     expected, found = (run.folder.read("latest")[1] for run in (whole, result))
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    # Projection saw the images as they are: each prototype equals its patch of a clean one.
+    model = whole.folder.load_model("latest").model
+    images = next(iter(Batches(birds.project, len(birds.project)))).images
+    with torch.no_grad():
+        distances = model(images).distances
+    for row in json.loads((whole.folder.path / "prototypes" / "prototypes.json").read_text()):
+        assert distances[row["image_index"], row["prototype"]] == 0
     without = train(tiny(*HALF[1:], *SHORT), tmp_path / "without", data=birds)
     other = without.folder.read("latest")[1]
     assert any(not torch.equal(expected[name], other[name]) for name in expected)
