@@ -35,6 +35,7 @@ def verdicts(results: Results) -> list[Verdict]:
     found += _scans(results)
     found.append(_training_step(results))
     found += _alignment_step(results)
+    found += _head_on_stomach(results)
     found += _misalignment(results)
     found.append(_jpeg(results))
     return found
@@ -243,6 +244,21 @@ def _training_step(results: Results) -> Verdict:
     shares = [share_of_layer(result) for result in (theirs, ours)]
     before, after = (f"{100 * share:.2g} %" for share in shares)
     return Verdict(what, NAMES["original"], "< 2 %", before, after, after, shares[1] < 0.02)
+
+
+def _head_on_stomach(results: Results) -> list[Verdict]:
+    found = []
+    for device, goal in (("cpu", 2.0), ("cuda", 10.0)):
+        place = {"cpu": "CPU", "cuda": "GPU"}[device]
+        what = f"{place} success rate of Head on Stomach, ResNet-18, 224 px"
+        baseline = "image by image, two forwards a step"
+        ours = results.one("head on stomach", "ours", device)
+        theirs = results.one("head on stomach", "original", device)
+        if ours is None or theirs is None:
+            found.append(_not_run(what, baseline, f"≥ {goal:g}x", device))
+        else:
+            found.append(_times(what, baseline, goal, theirs.median, ours.median, device))
+    return found
 
 
 def _misalignment(results: Results) -> list[Verdict]:

@@ -14,6 +14,9 @@ import torch
 from original_misalignment import original_benchmark
 from timing import synchronised
 
+pytest.importorskip("torchvision", reason="the backbone needs it")
+from random_subjects import CLASSES, SIZE, make_model
+
 from protofast import ProtoPNet
 from protofast.attacks import uniform_noise
 from protofast.audits.audit import Row, Subject
@@ -21,9 +24,7 @@ from protofast.audits.misalignment_attack import PAPER
 from protofast.audits.spatial_misalignment import SpatialMisalignment
 from protofast.data import ImageSet, MemoryImageSet
 
-backbones = pytest.importorskip("protofast.models.backbones", reason="needs torchvision")
 pytestmark = pytest.mark.benchmark(timer=synchronised)
-SIZE, CLASSES = 224, 200
 LAYERS = {"ours": 0, "original": 1, "original_twice": 2}  # passes of each iterate
 
 
@@ -46,20 +47,6 @@ def test_spatial_misalignment(benchmark: Any, device: str, layer: str, quick: bo
     benchmark.group = f"spatial misalignment {device}"
     facts = {"measured": "spatial misalignment", "device": device, "images": images, "steps": steps}
     benchmark.extra_info.update(facts, layer=layer)
-
-
-def make_model(device: str) -> ProtoPNet:
-    """With random weights, its prototypes where the features of random images lie."""
-    torch.manual_seed(0)
-    model = ProtoPNet(
-        backbones.build_backbone("resnet18"), num_classes=CLASSES, input_size=(SIZE, SIZE)
-    ).eval()
-    with torch.no_grad():
-        patches = model.features(torch.rand(4, 3, SIZE, SIZE)).permute(0, 2, 3, 1).flatten(0, 2)
-        chosen = torch.randint(len(patches), (model.num_prototypes,))
-        noise = 0.02 * torch.randn_like(model.prototypes)
-        model.prototypes.copy_(patches[chosen] + noise)
-    return model.to(device)
 
 
 def make_run(model: ProtoPNet, images: int, steps: int, layer: str) -> Callable[[], list[Row]]:
