@@ -23,6 +23,8 @@ from protofast.data import (
 from protofast.data.leaks import KINDS
 from protofast.errors import DataError, SettingsError
 from protofast.models import ProtoPNet, build_backbone
+from protofast.training.checkpoint import is_checkpoint, load_checkpoint
+from protofast.training.run_folder import load_weights
 from protofast.training.settings import DataSettings, LossSettings, ModelSettings
 
 Progress = Callable[[int, int], None]
@@ -73,12 +75,18 @@ def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int
 
     Raises:
         SettingsError: An unknown backbone, or weights that cannot be had.
+        CheckpointError: The weights are damaged or do not fit.
     """
     weights: str | Path | None = settings.weights
     if settings.weights == "none":
         weights = None
     elif settings.weights != "imagenet":
         weights = Path(os.path.expanduser(settings.weights))
+        if is_checkpoint(weights):
+            fresh = settings.model_copy(update={"weights": "none"})
+            model = build_model(fresh, data, num_classes=num_classes)
+            load_weights(model, load_checkpoint(weights)[0], str(weights))
+            return model
     backbone = build_backbone(settings.backbone, num_channels=data.channels, weights=weights)
     try:
         return ProtoPNet(

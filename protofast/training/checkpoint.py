@@ -45,6 +45,17 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     write_atomically(path, save(whole, {_KEY: kind, _FACTS: said}))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file says that it is a checkpoint of ours, damaged or not."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            head = json.loads(file.read(min(length, 1 << 24)))
+        return _KEY in head["__metadata__"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a checkpoint.
 

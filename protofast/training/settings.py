@@ -131,7 +131,8 @@ class ModelSettings(Frozen):
 
     Attributes:
         backbone: Name of the backbone, see :func:`protofast.models.build_backbone`.
-        weights: ``none`` (from scratch), ``imagenet`` (torchvision's), or a file of weights.
+        weights: ``none`` (from scratch), ``imagenet`` (torchvision's), or a file: of the backbone's
+            weights, or a checkpoint of another run, which the whole network starts from.
         depth: D, length of a prototype.
         prototypes_per_class: Prototypes of each class.
         add_on: The paper's layers between backbone and prototypes.
