@@ -52,6 +52,14 @@ Data = Annotated[
         "folder per class. The layout is recognised.",
     ),
 ]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="RUN",
+        help="Start with the best network of another run, whose settings.model must be the same.",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -83,6 +91,7 @@ def train(
     recipe: Recipe = None,
     parts: Parts = None,
     data: Data = None,
+    trained: From = None,
     out: Out = None,
     resume: Resume = None,
     overrides: Overrides = None,
@@ -105,10 +114,10 @@ def train(
     from protofast.cli.runs import train_and_report
 
     if resume is not None:
-        if recipe is not None or parts or data is not None or out is not None:
+        if recipe is not None or parts or any(said is not None for said in (data, trained, out)):
             raise SettingsError(
-                "--resume RUN takes recipe, parts, data and folder from the run; leave the others "
-                "out"
+                "--resume RUN takes recipe, parts, data, weights and folder from the run; leave "
+                "the others out"
             )
         settings, folder = _resumed(resume, overrides), resume
     elif not recipe:
@@ -120,7 +129,7 @@ def train(
     else:
         from protofast.training import load_settings
 
-        said = [*data_overrides(data), *(overrides or [])]
+        said = [*data_overrides(data), *weight_overrides(trained), *(overrides or [])]
         settings = anchored(load_settings(recipe, said, parts=parts or []))
         folder = out or Path("runs") / "-".join(
             Path(name).stem for name in (recipe, *(parts or []))
@@ -156,6 +165,16 @@ def data_overrides(data: Path | None) -> list[str]:
         *(f"data.{key}=" for key in foreign),
         f"data.root={data.absolute()}",
     ]
+
+
+def weight_overrides(trained: Path | None) -> list[str]:
+    """The setting that `--from RUN` stands for."""
+    from protofast.training import RunFolder
+
+    if trained is None:
+        return []
+    folder = RunFolder.open(trained)
+    return [f"model.weights={folder.file(folder.resolve('best')).absolute()}"]
 
 
 def anchored(settings: Settings) -> Settings:

@@ -175,6 +175,10 @@ class RunFolder:
                     ages.append((file.stat().st_mtime_ns, file.name.removesuffix(_SUFFIX)))
         return [name for _, name in sorted(ages)]
 
+    def file(self, name: str) -> Path:
+        """Where a checkpoint of that name is, or would be."""
+        return self.checkpoints / (name + _SUFFIX)
+
     def pointer(self, which: str) -> str | None:
         """The name that ``latest`` or ``best`` points to, or None."""
         try:
@@ -199,11 +203,11 @@ class RunFolder:
 
     def write(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Writes the checkpoint ``name``."""
-        save_checkpoint(self.checkpoints / (name + _SUFFIX), tensors, facts)
+        save_checkpoint(self.file(name), tensors, facts)
 
     def remove(self, name: str) -> None:
         """Deletes the checkpoint ``name``, if it is there."""
-        (self.checkpoints / (name + _SUFFIX)).unlink(missing_ok=True)
+        (self.file(name)).unlink(missing_ok=True)
 
     def resolve(self, which: str) -> str:
         """The name of an existing checkpoint; ``best`` is ``latest`` before the first test.
@@ -245,10 +249,10 @@ class RunFolder:
             CheckpointError: There is none, or it is damaged; the message names what else there is.
         """
         name = self.resolve(which)
-        if not (self.checkpoints / (name + _SUFFIX)).exists():
+        if not (self.file(name)).exists():
             name = self.resolve(which)  # a training that goes on has just put a newer one there
         try:
-            tensors, facts = load_checkpoint(self.checkpoints / (name + _SUFFIX))
+            tensors, facts = load_checkpoint(self.file(name))
         except CheckpointError as error:
             others = ", ".join(other for other in self.names() if other != name)
             hint = f"; others in this run: {others}" if others else ""

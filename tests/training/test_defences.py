@@ -66,7 +66,7 @@ class _StopAfter(Silence):
 # ----- composition -----
 
 
-@pytest.mark.parametrize("recipe", recipes())
+@pytest.mark.parametrize("recipe", sorted({*recipes()} - {"demo_defended"}))  # it has them
 def test_parts_go_over_any_recipe_together_and_one_by_one(recipe: str) -> None:
     plain = load_settings(recipe)
     for part in recipe_parts():
@@ -173,6 +173,16 @@ def test_adversarial_training_needs_images_that_can_be_perturbed(
     with pytest.raises(SettingsError, match=r"fgsm needs a function.*FastAdversarial"):
         train(tiny("training.adversarial.method=fgsm"), tmp_path / "run", data=birds)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_demos_defended_model_has_the_parts_of_its_name() -> None:
+    plain, defended = load_settings("demo"), load_settings("demo_defended")
+    assert defended.data == plain.data
+    fit = plain.model.model_copy(update={"prototype_init": "uniform"})
+    assert defended.model == fit, "it starts from the standard model's network"
+    assert defended.training.adversarial.method == "fgsm"
+    assert defended.training.alignment.weight > 0
+    assert defended.training.masking.probability > 0
 
 
 # ----- whole runs -----

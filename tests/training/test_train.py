@@ -396,6 +396,27 @@ def test_a_diverged_run_stops_with_one_line(tiny: Tiny, birds: Splits, tmp_path:
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_may_start_from_the_network_of_another(
+    done: Result, tiny: Tiny, birds: Splits, tmp_path: Path
+) -> None:
+    file = done.folder.file("project-2")
+    settings = tiny(f"model.weights={file}", "training.schedule.warm_epochs=0")
+    model = build_model(settings.model, settings.data, num_classes=3)
+    tensors = _weights(done.folder, "project-2")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, tensors[f"model/{name}"])
+    result = train(settings, tmp_path / "run", data=birds)
+    assert result.finished
+    assert RunFolder.open(tmp_path / "run").settings.model.weights == str(file)
+    other = tiny(f"model.weights={file}", "model.depth=4")
+    with pytest.raises(CheckpointError, match=r"project-2.safetensors does not fit the model: add"):
+        build_model(other.model, other.data, num_classes=3)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(file.read_bytes()[:-5] + b"other")
+    with pytest.raises(CheckpointError, match="is damaged: its checksum does not match"):
+        build_model(tiny(f"model.weights={damaged}").model, settings.data, num_classes=3)
+
+
 def test_class_weights_change_the_loss(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     weights = torch.tensor([1.0, 100.0, 1.0])
     expected: list[Tensor] = []
