@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from protofast.training import Settings
 
-RECIPE = "demo"
-MODELS = {"standard": (), "defended": ("adversarial", "aligned")}
-"""The two models, each with the parts that go over the recipe."""
+MODELS = {"standard": "demo", "defended": "demo_defended"}
+"""The two models, each with its recipe; the second goes on from the first."""
 _AUDIT = "audit"
 _IMAGES = 100
 
@@ -40,7 +39,7 @@ def demo(
 ) -> int:
     """Train two models on rendered birds, explain and audit them: no data, download or GPU needed.
 
-    The one is a standard ProtoPNet, the other is trained against the attacks of the audits
+    The one is a standard ProtoPNet; the other goes on from it, against the attacks of the audits
     (adversarial training, alignment loss, masking). Takes some minutes on two cores and prints
     where each model's report is, and the audit that compares both. Run again, it goes on where it
     was; what is done is not done again.
@@ -53,9 +52,7 @@ def demo(
     from protofast.cli.audits import audit_and_report
     from protofast.training import load_settings
 
-    settings = {
-        name: load_settings(RECIPE, overrides or [], parts=parts) for name, parts in MODELS.items()
-    }
+    settings = {name: load_settings(recipe, overrides or []) for name, recipe in MODELS.items()}
     chosen = choose_device(device, threads, auto=settings["standard"].training.accelerator)
     _check_place(out)
     again = command_line(
@@ -68,7 +65,10 @@ def demo(
             ("--threads", threads, None),
         ),
     )
-    for name, said in settings.items():
+    for name, recipe in MODELS.items():
+        said = settings[name]
+        if name == "defended":
+            said = load_settings(recipe, [*_weights(out), *(overrides or [])])
         code = _train(said, out / name, chosen, again)
         if code:
             return code
@@ -81,6 +81,16 @@ def demo(
         device=chosen,
         again=again,
     )
+
+
+def _weights(out: Path) -> list[str]:
+    """The setting that lets the defended model start from the standard one, or as it did."""
+    from protofast.cli.train import weight_overrides
+    from protofast.training import RunFolder
+
+    if (out / "defended" / "settings.toml").is_file():
+        return [f"model.weights={RunFolder.open(out / 'defended').settings.model.weights}"]
+    return weight_overrides(out / "standard")
 
 
 def _train(settings: Settings, path: Path, device: torch.device, again: str) -> int:
