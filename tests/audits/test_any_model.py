@@ -1,0 +1,88 @@
+"""Every audit on a network of somebody else's, which keeps the model protocol and nothing more."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from protofast.audits import AUDITS, AuditedModel, build_audits, run_audits
+from protofast.data import ImageSet, MemoryImageSet
+from protofast.models import Output, PrototypeModel
+from protofast.report import write_audit_report
+
+IMAGES = 5
+
+
+class Projected(PrototypeModel):
+    """Grey images that are not square; similarities of either sign; prototypes of no class."""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=3, num_channels=1, input_size=(24, 32), mean=[0.5], std=[0.2])
+        self.patches = nn.Conv2d(1, 6, 8, stride=4, padding=2)
+        self.vectors = nn.Parameter(torch.randn(5, 6))
+        self.weight = nn.Parameter(torch.randn(3, 5))
+
+    @property
+    def prototypes(self) -> nn.Parameter:
+        return self.vectors
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.patches(self.normalise(images))
+
+    def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
+        maps = torch.einsum("ndhw,pd->nphw", features, self.vectors)
+        if index is None:
+            return maps
+        return maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+
+    def classify(self, features: Tensor) -> Output:
+        activations, locations = self.similarity_map(features).flatten(2).max(dim=2)
+        return Output(activations @ self.weight.T, activations, -activations, locations)
+
+    def contributions(self, output: Output) -> Tensor:
+        return output.activations[:, None] * self.weight
+
+
+@pytest.fixture(scope="module")
+def subject() -> tuple[PrototypeModel, ImageSet]:
+    """The network, and random images, most of which it names rightly."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Projected()
+        pixels = torch.randint(256, (IMAGES, 1, 24, 32), dtype=torch.uint8)
+    pixels[1] = 128  # flat: every map is, too, but for the padding
+    with torch.no_grad():
+        labels = model(pixels / 255).logits.argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 3
+    source = ImageSet(
+        classes=["a", "b", "c"],
+        labels=labels,
+        names=[f"{number}.png" for number in range(IMAGES)],
+        channels=1,
+        size=(24, 32),
+    )
+    return model, MemoryImageSet(pixels, source=source)
+
+
+@pytest.mark.parametrize("kind", AUDITS, ids=lambda kind: kind.name)
+def test_any_network_can_be_audited(
+    kind: type, subject: tuple[PrototypeModel, ImageSet], tmp_path: Path
+) -> None:
+    model, images = subject
+    few = [f"{kind.name}.steps=2"] if hasattr(kind.protocols["paper"], "steps") else []
+    audits = build_audits([kind.name], protocol="all", images=IMAGES, overrides=few)
+    assert [audit.settings.protocol for audit in audits] == list(kind.protocols)
+    result = run_audits([AuditedModel(name="theirs", model=model)], images, audits, tmp_path / "a")
+    assert result.finished
+    assert result.summary["models"][0]["accuracy"] == (IMAGES - 1) / IMAGES
+    for entry in result.summary["audits"]:
+        assert entry["rows"] == IMAGES, "no image is left out silently"
+        assert sum(entry["skipped"].values()) < IMAGES
+        measured = [number for number in entry["numbers"] if number["value"] is not None]
+        assert measured
+        assert all(0 < number["n"] <= IMAGES for number in measured)
+    written = write_audit_report(result.folder)
+    assert written.problems == ()
+    assert json.loads((result.folder / "audit.json").read_text()) == result.summary
