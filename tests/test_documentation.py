@@ -28,6 +28,7 @@ PAGES = [
     "docs/layer.md",
     "docs/alignment.md",
     "docs/attacks.md",
+    "docs/head_on_stomach.md",
     "docs/misalignment.md",
     "docs/export.md",
 ]
