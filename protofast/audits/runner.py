@@ -148,7 +148,7 @@ class _Work:
         self.seed, self.batch_size = seed, batch_size
         self.tell: Progress = progress or (lambda what, done, total: None)
         self.stop: Stop = stop or (lambda: False)
-        self.data = images_checksum(images)
+        self.data = images_checksum(images, lambda *said: self.tell("looking at images", *said))
         self.identities = [each.identity for each in models]
         self.seconds: dict[str, float] = {}
 

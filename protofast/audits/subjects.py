@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,12 +102,19 @@ def weights_checksum(model: nn.Module) -> str:
     return said.hexdigest()
 
 
-def images_checksum(images: ImageSet) -> str:
-    """SHA-256 of the pixels, names, labels and classes of a set, in its order."""
+def images_checksum(images: ImageSet, progress: Callable[[int, int], None] | None = None) -> str:
+    """SHA-256 of the pixels, names, labels and classes of a set, in its order.
+
+    Args:
+        images: The set; it is read once.
+        progress: Called with (images done, images in all).
+    """
     said = hashlib.sha256(repr((images.classes, images.names, images.labels.tolist())).encode())
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for start in range(0, len(images), _HASHED_AT_ONCE):
             chunk = range(start, min(start + _HASHED_AT_ONCE, len(images)))
+            if progress is not None:
+                progress(start, len(images))
             for pixels in pool.map(images.image, chunk):
                 said.update(f"{list(pixels.shape)};".encode())
                 said.update(pixels.contiguous().numpy().data)

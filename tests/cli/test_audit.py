@@ -190,6 +190,25 @@ def test_runs_that_do_not_belong_together(place: Place, tmp_path: Path) -> None:
     assert "'dodo' is new" in command("audit", place.run, *FEW).error
 
 
+def test_compressed_classes_are_audited_as_they_were_before(place: Place, tmp_path: Path) -> None:
+    other = tmp_path / "compressed"
+    shutil.copytree(place.run, other)
+    settings = other / "settings.toml"
+    text = settings.read_text()
+    assert 'compressed = "none"' in text
+    settings.write_text(text.replace('compressed = "none"', 'compressed = "odd"'))
+    for runs in ((place.run, other), (other, place.run)):
+        out = tmp_path / runs[0].name
+        command("audit", *runs, *FEW, "--audit", "jpeg", "--out", out / "audit").done()
+        said = json.loads((out / "audit" / "audit.json").read_text())
+        numbers = {(each["audit"], each["model"]): each["numbers"] for each in said["audits"]}
+        assert numbers["robust_accuracy", 0] == numbers["robust_accuracy", 1]
+        assert said["models"][0]["accuracy"] == said["models"][1]["accuracy"]
+        assert {model["settings"]["data"]["jpeg"]["compressed"] for model in said["models"]} == {
+            *("none", "odd")
+        }
+
+
 def test_images_that_changed_since_the_training(place: Place) -> None:
     place.photo("test").unlink()
     answer = command("audit", place.run, *FEW)
