@@ -57,7 +57,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="RUN",
-        help="Start with the best network of another run, whose settings.model must be the same.",
+        help="Start with the best network of another run, of the same settings.model and classes.",
     ),
 ]
 Out = Annotated[

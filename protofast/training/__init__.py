@@ -2,6 +2,7 @@
 
 from protofast.training.build import build_data, build_model
 from protofast.training.images import other_images
+from protofast.training.perturb import Perturb
 from protofast.training.progress import for_terminal
 from protofast.training.refine import Refined, project_run, prune_run
 from protofast.training.run_folder import LoadedModel, RunFolder, check_classes
@@ -11,6 +12,7 @@ from protofast.training.train import Result, check_changes, train
 
 __all__ = [
     "LoadedModel",
+    "Perturb",
     "Refined",
     "Result",
     "RunFolder",

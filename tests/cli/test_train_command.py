@@ -177,3 +177,33 @@ def test_pretrained_weights_are_not_needed_to_resume(place: Place) -> None:
     answer = command("train", place.settings, "--out", run.with_name("newer"), *override)
     assert f"no weights file {weights}" in answer.error
     assert not run.with_name("newer").exists()
+
+
+def test_parts_go_over_a_recipe_and_a_run_over_another(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.run.parent)
+    parts = ("--with", "adversarial", "--with", "aligned")
+    command("train", place.settings, *parts, "--from", place.run, "--no-report").done()
+    made = RunFolder.open(place.run.parent / "runs" / "tiny-adversarial-aligned")
+    training, weights = made.settings.training, made.settings.model.weights
+    assert training.adversarial.method == "fgsm"
+    assert training.last_layer_images == "augmented"
+    assert training.alignment.weight == 10
+    trained = RunFolder.open(place.run)
+    assert weights == str(trained.file(trained.resolve("best")).absolute())
+    warm = next(row for row in made.rows() if row["kind"] == "epoch")
+    assert warm["alignment"] > 0
+
+
+def test_parts_and_runs_that_are_not_there(place: Place) -> None:
+    answer = command("train", place.settings, "--with", "adversary", "--out", "new")
+    assert answer.code == 2
+    assert "unknown part 'adversary'; did you mean adversarial?; parts are" in answer.error
+    answer = command("train", place.settings, "--from", "nowhere", "--out", "new")
+    assert answer.code == 1
+    assert "no run folder nowhere" in answer.error
+    for more in (("--with", "masking"), ("--from", place.run)):
+        answer = command("train", "--resume", place.run, *more)
+        assert answer.code == 2
+        assert "--resume RUN takes recipe, parts, data, weights and folder from" in answer.error
