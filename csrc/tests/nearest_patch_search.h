@@ -7,20 +7,12 @@
 #include <vector>
 
 #include "cpu/nearest_patch/forward.h"
+#include "cpu/tables.h"
 #include "tests/cpu_problem.h"
 
 namespace protofast::testing {
 
 constexpr double kEps = 1e-4;
-
-inline const NearestPatchTable& table_of(InstructionSet set) {
-#if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512) return nearest_patch_avx512;
-  if (set == InstructionSet::kAvx2) return nearest_patch_avx2;
-#endif
-  (void)set;
-  return nearest_patch_portable;
-}
 
 inline SimilarityFunction similarity_for(Metric metric) {
   const bool log = metric == Metric::kSquaredL2 || metric == Metric::kL2;
@@ -45,7 +37,7 @@ Found<T> search(
 ) {
   const int64_t pairs = problem.shape.images * problem.shape.prototypes;
   Found<T> found = {std::vector<T>(pairs), std::vector<T>(pairs), std::vector<int64_t>(pairs)};
-  const NearestPatchKernels<T>& kernels = kernels_of<T>(table_of(set));
+  const NearestPatchKernels<T>& kernels = kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set));
   PrototypePack<T> pack(kernels, problem.matrix(), metric);
   nearest_patch_forward<T>(
       kernels,

@@ -6,20 +6,12 @@
 #include <vector>
 
 #include "cpu/distance_map/run.h"
+#include "cpu/tables.h"
 #include "tests/check.h"
 #include "tests/cpu_problem.h"
 
 namespace protofast::testing {
 namespace {
-
-const DistanceMapTable& table_of(InstructionSet set) {
-#if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512) return distance_map_avx512;
-  if (set == InstructionSet::kAvx2) return distance_map_avx2;
-#endif
-  (void)set;
-  return distance_map_portable;
-}
 
 // For each image K prototypes, some of them several times, some never.
 std::vector<int64_t> some_index(const Shape& shape, int64_t count) {
@@ -42,7 +34,7 @@ std::vector<T> distance_map(
   const Shape& shape = problem.shape;
   std::vector<T> distances(shape.images * chosen.count * shape.locations);
   distance_map_forward<T>(
-      kernels_of<T>(table_of(set)),
+      kernels_of<T>(PROTOFAST_TABLE(distance_map, set)),
       problem.map(),
       problem.matrix(),
       chosen,
@@ -102,7 +94,7 @@ Gradients<T> gradients(
       result.prototypes.data(), Problem<T>::element(), problem.shape.prototypes, problem.shape.depth
   };
   distance_map_gradients<T>(
-      kernels_of<T>(table_of(set)),
+      kernels_of<T>(PROTOFAST_TABLE(distance_map, set)),
       slopes.data(),
       problem.map(),
       problem.matrix(),

@@ -13,15 +13,6 @@
 namespace protofast::testing {
 namespace {
 
-const DotAndCosineTable& both_table_of(InstructionSet set) {
-#if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512) return dot_and_cosine_avx512;
-  if (set == InstructionSet::kAvx2) return dot_and_cosine_avx2;
-#endif
-  (void)set;
-  return dot_and_cosine_portable;
-}
-
 template <typename T>
 bool same(const std::vector<T>& got, const std::vector<T>& expected) {  // NaN equal to NaN
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -37,8 +28,8 @@ void check_bits(Problem<T>& problem, InstructionSet set, int64_t threads) {
   std::vector<T> dots(pairs), cosines(pairs);
   std::vector<int64_t> dot_locations(pairs), cosine_locations(pairs);
   dot_and_cosine_forward<T>(
-      kernels_of<T>(table_of(set)),
-      both_kernels_of<T>(both_table_of(set)),
+      kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
+      kernels_of<T>(PROTOFAST_TABLE(dot_and_cosine, set)),
       problem.map(),
       problem.matrix(),
       threads,

@@ -15,15 +15,6 @@
 namespace protofast::testing {
 namespace {
 
-const MaskedViewTable& table_of(InstructionSet set) {
-#if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512) return masked_view_avx512;
-  if (set == InstructionSet::kAvx2) return masked_view_avx2;
-#endif
-  (void)set;
-  return masked_view_portable;
-}
-
 template <typename Pixel>
 struct Views {
   std::vector<Pixel> pixels;
@@ -39,7 +30,8 @@ Views<Pixel> masked_views(
     double quantile,
     InstructionSet set,
     int64_t threads = 1,
-    Parallel run = {}
+    Parallel run = {},
+    int64_t stream_bytes = kStreamBytes
 ) {
   Views<Pixel> views;
   views.pixels.resize(sizes.views() * sizes.channels * sizes.pixels());
@@ -64,13 +56,14 @@ Views<Pixel> masked_views(
       sizes.map_width
   };
   const ViewWriter<T> writer = {
-      table_of(set),
+      PROTOFAST_TABLE(masked_view, set),
       batch,
       map_batch,
       quantile,
       reinterpret_cast<const char*>(images.fill.data()),
       reinterpret_cast<char*>(views.pixels.data()),
-      views.masks.data()
+      views.masks.data(),
+      stream_bytes
   };
   write_views<T>(writer, threads, run);
   return views;
@@ -83,6 +76,9 @@ void check_views(const Sizes& sizes, Kind kind, InstructionSet set, unsigned see
   const double quantile = quantile_of(seed);
   const Views<Pixel> got = masked_views(sizes, images, maps, quantile, set);
   if (seed % 5 == 0) CHECK(masked_views(sizes, images, maps, quantile, set, 3, Threads()) == got);
+  CHECK(
+      masked_views(sizes, images, maps, quantile, set, 1, Serial(), 0) == got
+  );  // past the caches
   CHECK(got.masks == expected_masks(sizes, maps, quantile));
   CHECK(shows_by_mask(sizes, images, got.pixels, got.masks));
 }
@@ -152,8 +148,16 @@ void check_gradients(const Sizes& sizes, InstructionSet set, unsigned seed) {
       sizes.width
   };
   std::vector<T> got(sizes.images * sizes.channels * sizes.pixels()), threaded(got.size());
-  add_up_views<T>(table_of(set), views, 1, Serial(), reinterpret_cast<char*>(got.data()));
-  add_up_views<T>(table_of(set), views, 3, Threads(), reinterpret_cast<char*>(threaded.data()));
+  add_up_views<T>(
+      PROTOFAST_TABLE(masked_view, set), views, 1, Serial(), reinterpret_cast<char*>(got.data())
+  );
+  add_up_views<T>(
+      PROTOFAST_TABLE(masked_view, set),
+      views,
+      3,
+      Threads(),
+      reinterpret_cast<char*>(threaded.data())
+  );
   CHECK(got == threaded);
   for (size_t i = 0; i < got.size(); ++i) {
     const int64_t plane = i / sizes.pixels(), pixel = i % sizes.pixels();

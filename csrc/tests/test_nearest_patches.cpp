@@ -15,15 +15,6 @@
 namespace protofast::testing {
 namespace {
 
-const NearestPatchesTable& ranking_table_of(InstructionSet set) {
-#if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512) return nearest_patches_avx512;
-  if (set == InstructionSet::kAvx2) return nearest_patches_avx2;
-#endif
-  (void)set;
-  return nearest_patches_portable;
-}
-
 template <typename T, typename Parallel = Serial>
 Found<T> search_nearest(
     Problem<T>& problem,
@@ -38,8 +29,8 @@ Found<T> search_nearest(
       std::vector<T>(numbers), std::vector<T>(numbers), std::vector<int64_t>(numbers)
   };
   nearest_patches_forward<T>(
-      kernels_of<T>(table_of(set)),
-      ranking_kernels_of<T>(ranking_table_of(set)),
+      kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
+      kernels_of<T>(PROTOFAST_TABLE(nearest_patches, set)),
       problem.map(),
       problem.matrix(),
       k,

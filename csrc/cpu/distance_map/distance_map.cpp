@@ -6,24 +6,11 @@
 #include <tuple>
 
 #include "cpu/distance_map/run.h"
-#include "cpu/instruction_set.h"
+#include "cpu/tables.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
 namespace {
-
-const DistanceMapTable& chosen_table() {
-  switch (chosen_instruction_set()) {
-#if defined(__x86_64__)
-    case InstructionSet::kAvx512:
-      return distance_map_avx512;
-    case InstructionSet::kAvx2:
-      return distance_map_avx2;
-#endif
-    default:
-      return distance_map_portable;
-  }
-}
 
 // The index as the kernels read it: contiguous, within the prototypes. It lives as long as this.
 class Chosen {
@@ -65,7 +52,7 @@ Tensor distance_map(
 ) {
   check_inputs(features, prototypes);
   const Metric metric = metric_of(metric_name);
-  const DistanceMapTable& table = chosen_table();
+  const DistanceMapTable& table = PROTOFAST_TABLE(distance_map, chosen_instruction_set());
   const Chosen chosen(index, features, prototypes);
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), (*chosen).count, features.size(2), features.size(3)};
@@ -99,7 +86,7 @@ std::tuple<Tensor, Tensor> distance_map_backward(
 ) {
   check_inputs(features, prototypes);
   const Metric metric = metric_of(metric_name);
-  const DistanceMapTable& table = chosen_table();
+  const DistanceMapTable& table = PROTOFAST_TABLE(distance_map, chosen_instruction_set());
   const Chosen chosen(index, features, prototypes);
   const ScalarType type = result_type(features, prototypes);
   STD_TORCH_CHECK(

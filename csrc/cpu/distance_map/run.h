@@ -10,15 +10,6 @@
 
 namespace protofast {
 
-template <typename T>
-const DistanceMapKernels<T>& kernels_of(const DistanceMapTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
-
 // The prototypes of each image: index [N, K] with values in [0, P), or all of them in order.
 struct ChosenPrototypes {
   const int64_t* index;  // or null: K = P

@@ -5,29 +5,17 @@
 
 #include "cpu/dot_and_cosine/run.h"
 #include "cpu/nearest_patch/choice.h"
+#include "cpu/tables.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
 namespace {
 
-const DotAndCosineTable& chosen_table() {
-  switch (chosen_instruction_set()) {
-#if defined(__x86_64__)
-    case InstructionSet::kAvx512:
-      return dot_and_cosine_avx512;
-    case InstructionSet::kAvx2:
-      return dot_and_cosine_avx2;
-#endif
-    default:
-      return dot_and_cosine_portable;
-  }
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> dot_and_cosine(
     const Tensor& features, const Tensor& prototypes
 ) {
   check_inputs(features, prototypes);
-  const DotAndCosineTable& table = chosen_table();
+  const DotAndCosineTable& table = PROTOFAST_TABLE(dot_and_cosine, chosen_instruction_set());
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   Tensor dots = torch::stable::new_empty(features, shape, type);
@@ -41,8 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dot_and_cosine(
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
     dot_and_cosine_forward<T>(
-        kernels_of<T>(chosen_nearest_patch_table()),
-        both_kernels_of<T>(table),
+        kernels_of<T>(PROTOFAST_TABLE(nearest_patch, chosen_instruction_set())),
+        kernels_of<T>(table),
         read_map(source),
         read_matrix(rows),
         threads_for(steps),

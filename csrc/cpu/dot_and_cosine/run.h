@@ -1,21 +1,10 @@
 // Puts the kernels of dot_and_cosine together with those of nearest_patch. No torch.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/dot_and_cosine/kernels.h"
 #include "cpu/nearest_patch/forward.h"
 
 namespace protofast {
-
-template <typename T>
-const DotAndCosineKernels<T>& both_kernels_of(const DotAndCosineTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
 
 // Outputs are [N, P] each. N, P, D and L are at least 1. Both kernels are of one instruction set.
 template <typename T, typename Parallel>

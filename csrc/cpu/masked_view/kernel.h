@@ -11,7 +11,7 @@
 // of the bin that holds the rank. Where too many fall into one bin (a plateau, or one cell far
 // above all others), the rank is found by bisection over the floating-point numbers instead, one
 // pass of counting for each bit. A third pass writes each view once, and reads the image only in
-// rows that the mask touches.
+// rows that the mask touches. Views that together exceed the caches are written past them.
 //
 // These files are compiled without contraction into fused multiply-adds: every value has the same
 // bits in each pass, instruction set and in the reference. The loops are written for the compiler
@@ -20,6 +20,7 @@
 
 #include "cpu/masked_view/kernels.h"
 #include "cpu/patches.h"
+#include "cpu/vector.h"
 
 namespace protofast {
 namespace {
@@ -157,6 +158,34 @@ void show_pixels(
   }
 }
 
+inline void stream(const void* source, int64_t bytes, void* target) {
+#if defined(__AVX__)
+  const char* from = static_cast<const char*>(source);
+  char* to = static_cast<char*>(target);
+  constexpr int64_t kStep = PROTOFAST_VECTOR_BYTES;
+  const int64_t beyond = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kStep);
+  const int64_t head = beyond == 0 ? 0 : kStep - beyond;
+  if (head < bytes) {
+    __builtin_memcpy(to, from, head);
+    int64_t i = head;
+    for (; i + kStep <= bytes; i += kStep) {
+      Vector<float> some;
+      __builtin_memcpy(&some, from + i, kStep);
+      asm volatile("vmovntps %1, (%0)" : : "r"(to + i), "v"(some) : "memory");
+    }
+    __builtin_memcpy(to + i, from + i, bytes - i);
+    return;
+  }
+#endif
+  __builtin_memcpy(target, source, bytes);
+}
+
+inline void end_stream() {
+#if defined(__AVX__)
+  asm volatile("sfence" ::: "memory");
+#endif
+}
+
 template <typename T>
 void add_shown(
     const void* grad, Element element, const uint8_t* mask, int64_t width, T* __restrict__ sum
@@ -194,8 +223,9 @@ constexpr MaskedViewTable masked_view_table() {
       .show_2_bytes = show_pixels<uint16_t>,
       .show_4_bytes = show_pixels<uint32_t>,
       .show_8_bytes = show_pixels<uint64_t>,
-      .gradient_of_float = gradient_kernels<float>(),
-      .gradient_of_double = gradient_kernels<double>(),
+      .stream = stream,
+      .end_stream = end_stream,
+      .gradients = {gradient_kernels<float>(), gradient_kernels<double>()},
   };
 }
 

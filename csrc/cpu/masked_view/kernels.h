@@ -75,12 +75,20 @@ struct GradientKernels {
   void (*narrow)(const T* source, int64_t count, void* target, Element element);
 };
 
+struct GradientTable {
+  GradientKernels<float> of_float;
+  GradientKernels<double> of_double;
+};
+
 struct MaskedViewTable {
   MapKernels<float> of_float;
   MapKernels<double> of_double;
   ShowPixels show_2_bytes, show_4_bytes, show_8_bytes;
-  GradientKernels<float> gradient_of_float;
-  GradientKernels<double> gradient_of_double;
+  // target [bytes] = source, past the caches if the processor can: memory that is written whole
+  // need not be read before. Others may look at it after end_stream.
+  void (*stream)(const void* source, int64_t bytes, void* target);
+  void (*end_stream)();
+  GradientTable gradients;
 };
 
 extern const MaskedViewTable masked_view_portable;

@@ -5,25 +5,12 @@
 #include <optional>
 #include <tuple>
 
-#include "cpu/instruction_set.h"
 #include "cpu/masked_view/run.h"
+#include "cpu/tables.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
 namespace {
-
-const MaskedViewTable& chosen_table() {
-  switch (chosen_instruction_set()) {
-#if defined(__x86_64__)
-    case InstructionSet::kAvx512:
-      return masked_view_avx512;
-    case InstructionSet::kAvx2:
-      return masked_view_avx2;
-#endif
-    default:
-      return masked_view_portable;
-  }
-}
 
 int64_t bytes_of(Element element) {
   if (element == Element::kFloat64) return 8;
@@ -98,7 +85,7 @@ void write_views(
   with_result_type(maps.scalar_type(), [&](auto number) {
     using T = decltype(number);
     const ViewWriter<T> writer = {
-        chosen_table(),
+        PROTOFAST_TABLE(masked_view, chosen_instruction_set()),
         batch,
         map_batch,
         quantile,
@@ -182,7 +169,7 @@ Tensor masked_view_backward(const Tensor& grad_views, const Tensor& masks) {
   with_result_type(grad_views.scalar_type(), [&](auto number) {
     using T = decltype(number);
     add_up_views<T>(
-        chosen_table(),
+        PROTOFAST_TABLE(masked_view, chosen_instruction_set()),
         views,
         threads_for(steps),
         TorchThreads(),

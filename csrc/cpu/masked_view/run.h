@@ -10,27 +10,10 @@
 #include <vector>
 
 #include "cpu/masked_view/kernels.h"
+#include "cpu/tables.h"
 #include "cpu/workspace.h"
 
 namespace protofast {
-
-template <typename T>
-const MapKernels<T>& map_kernels_of(const MaskedViewTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
-
-template <typename T>
-const GradientKernels<T>& gradient_kernels_of(const MaskedViewTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.gradient_of_float;
-  } else {
-    return table.gradient_of_double;
-  }
-}
 
 inline ShowPixels show_pixels_of(const MaskedViewTable& table, int64_t pixel_bytes) {
   if (pixel_bytes == 2) return table.show_2_bytes;
@@ -94,14 +77,17 @@ template <typename T>
 struct MapWorkspace {
   // The most values of one bin that are looked at one by one.
   static constexpr int64_t kCandidates = 4096;
+  static constexpr int64_t kMostPixelBytes = 8;
   MapWorkspace(int64_t cells, int64_t map_height, int64_t width)
       : cells(cells),
         rows(map_height * width),
         bins(round_up(width, kBinBlock)),
-        candidates(kCandidates) {}
+        candidates(kCandidates),
+        pixels(width * kMostPixelBytes) {}
   Workspace<T> cells, rows;
   Workspace<int32_t> bins;
   Workspace<T> candidates;
+  Workspace<char> pixels;  // a row of a view on its way past the caches
 };
 
 // The value of `rank` (from 0, in ascending order) among those of the up-sampled map, whose cells
@@ -152,6 +138,9 @@ struct MapBatch {
   int64_t height, width;
 };
 
+// Views of so many bytes in all are written past the caches, which could not hold them.
+constexpr int64_t kStreamBytes = 32 << 20;
+
 template <typename T>
 struct ViewWriter {
   const MaskedViewTable& table;
@@ -161,11 +150,12 @@ struct ViewWriter {
   const char* fill;  // [channels] pixels
   char* views;       // [N * K, channels, S, T]
   uint8_t* masks;    // [N * K, S, T]
+  int64_t stream_bytes = kStreamBytes;
   std::vector<Tap<T>> rows = find_taps<T>(maps.height, images.height);
   std::vector<Tap<T>> columns = find_taps<T>(maps.width, images.width);
 
   void write(int64_t view, const MapWorkspace<T>& workspace) const {
-    const MapKernels<T>& kernels = map_kernels_of<T>(table);
+    const MapKernels<T>& kernels = kernels_of<T>(table);
     const int64_t cells = maps.height * maps.width, width = images.width;
     T *values = workspace.cells.data(), *wide = workspace.rows.data();
     kernels.convert(maps.cells + view * cells * maps.cell_bytes, maps.element, cells, values);
@@ -179,8 +169,8 @@ struct ViewWriter {
     uint8_t* mask = masks + view * images.height * width;
     if (!usable || low == high) {  // nothing lies above a flat map's quantile
       std::memset(mask, 0, images.height * width);
-      for (int64_t y = 0; y < images.height; ++y) write_row(view, y, nullptr);
-      return;
+      for (int64_t y = 0; y < images.height; ++y) write_row(view, y, nullptr, workspace);
+      return table.end_stream();
     }
     kernels.widen_rows(values, maps.height, maps.width, columns.data(), width, wide);
     const WideMap<T> map = {wide, rows.data(), images.height, width};
@@ -189,23 +179,30 @@ struct ViewWriter {
     const T threshold = find_rank(kernels, map, low, high, rank, workspace);
     for (int64_t y = 0; y < images.height; ++y, mask += width) {
       const bool any = kernels.find_mask(map, y, threshold, mask);
-      write_row(view, y, any ? mask : nullptr);
+      write_row(view, y, any ? mask : nullptr, workspace);
     }
+    table.end_stream();
   }
 
   // Row y of all channels, with its mask or, where that is false everywhere, without.
-  void write_row(int64_t view, int64_t y, const uint8_t* mask) const {
+  void write_row(
+      int64_t view, int64_t y, const uint8_t* mask, const MapWorkspace<T>& workspace
+  ) const {
     const ShowPixels show = show_pixels_of(table, images.pixel_bytes);
-    const int64_t bytes = images.pixel_bytes;
+    const int64_t row_bytes = images.width * images.pixel_bytes;
+    const int64_t planes = images.count * maps.each * images.channels;
+    const bool streams = planes * images.height * row_bytes >= stream_bytes;
     for (int64_t c = 0; c < images.channels; ++c) {
       const int64_t row = (view * images.channels + c) * images.height + y;
+      char* target = views + row * row_bytes;
       show(
           mask,
           images.row(view / maps.each, c, y),
-          fill + c * bytes,
+          fill + c * images.pixel_bytes,
           images.width,
-          views + row * images.width * bytes
+          streams ? workspace.pixels.data() : target
       );
+      if (streams) table.stream(workspace.pixels.data(), row_bytes, target);
     }
   }
 };
@@ -245,7 +242,7 @@ void add_up_views(
     const Parallel& parallel,
     char* grad_images
 ) {
-  const GradientKernels<T>& kernels = gradient_kernels_of<T>(table);
+  const GradientKernels<T>& kernels = kernels_of<T>(table.gradients);
   const int64_t width = views.width, row_bytes = width * views.number_bytes;
   const int64_t rows = views.images * views.height;
   Workspace<T> sums(threads * width);

@@ -41,7 +41,7 @@ class ChunkWorkspace {
         table_bits_(
             static_cast<int>(std::bit_width(static_cast<uint64_t>(features.locations))) + 1
         ),
-        table_(int64_t{1} << table_bits_),
+        table_(find_repetitions ? int64_t{1} << table_bits_ : 0),
         packed_{
             0,
             features.locations,

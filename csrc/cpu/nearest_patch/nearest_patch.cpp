@@ -9,6 +9,7 @@
 #include "cpu/nearest_patch/backward.h"
 #include "cpu/nearest_patch/choice.h"
 #include "cpu/nearest_patch/forward.h"
+#include "cpu/tables.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
@@ -25,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
     const MakePack& make_pack
 ) {
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
-  const NearestPatchTable& table = chosen_nearest_patch_table();
+  const NearestPatchTable& table = PROTOFAST_TABLE(nearest_patch, chosen_instruction_set());
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   Tensor activations = torch::stable::new_empty(features, shape, type);
@@ -90,7 +91,7 @@ Tensor pack_prototypes(const Tensor& prototypes, const std::string& metric_name)
       "prototypes must be on the CPU and [P, D]"
   );
   const Metric metric = metric_of(metric_name);
-  const NearestPatchTable& table = chosen_nearest_patch_table();
+  const NearestPatchTable& table = PROTOFAST_TABLE(nearest_patch, chosen_instruction_set());
   const ScalarType type = result_type(prototypes, prototypes);
   const Tensor rows = torch::stable::contiguous(prototypes);
   const int64_t shape[] = {PrototypePack<float>::frozen_size(read_matrix(rows))};
@@ -193,7 +194,7 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
   check_inputs(features, prototypes);
   const Metric metric = metric_of(metric_name);
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
-  const NearestPatchTable& table = chosen_nearest_patch_table();
+  const NearestPatchTable& table = PROTOFAST_TABLE(nearest_patch, chosen_instruction_set());
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   check_pairs(distances, "distances", shape, type);

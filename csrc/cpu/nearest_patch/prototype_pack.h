@@ -14,15 +14,6 @@
 
 namespace protofast {
 
-template <typename T>
-const NearestPatchKernels<T>& kernels_of(const NearestPatchTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
-
 // Where the parts of a frozen pack lie, in numbers from its beginning: the prototypes as they were,
 // a header, and what the search reads. The size follows from P and D alone, whatever the
 // instruction set (protofast/ops/packed_prototypes.py computes it as well).

@@ -6,23 +6,11 @@
 
 #include "cpu/nearest_patch/choice.h"
 #include "cpu/nearest_patches/run.h"
+#include "cpu/tables.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
 namespace {
-
-const NearestPatchesTable& chosen_table() {
-  switch (chosen_instruction_set()) {
-#if defined(__x86_64__)
-    case InstructionSet::kAvx512:
-      return nearest_patches_avx512;
-    case InstructionSet::kAvx2:
-      return nearest_patches_avx2;
-#endif
-    default:
-      return nearest_patches_portable;
-  }
-}
 
 std::tuple<Tensor, Tensor, Tensor> nearest_patches(
     const Tensor& features,
@@ -41,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patches(
       k
   );
   const Metric metric = metric_of(metric_name);
-  const NearestPatchesTable& table = chosen_table();
+  const NearestPatchesTable& table = PROTOFAST_TABLE(nearest_patches, chosen_instruction_set());
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0), k};
@@ -55,8 +43,8 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patches(
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
     nearest_patches_forward<T>(
-        kernels_of<T>(chosen_nearest_patch_table()),
-        ranking_kernels_of<T>(table),
+        kernels_of<T>(PROTOFAST_TABLE(nearest_patch, chosen_instruction_set())),
+        kernels_of<T>(table),
         read_map(source),
         read_matrix(rows),
         k,

@@ -1,21 +1,10 @@
 // Puts the kernels of nearest_patches together with those of nearest_patch. No torch.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/nearest_patch/forward.h"
 #include "cpu/nearest_patches/kernels.h"
 
 namespace protofast {
-
-template <typename T>
-const NearestPatchesKernels<T>& ranking_kernels_of(const NearestPatchesTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.of_float;
-  } else {
-    return table.of_double;
-  }
-}
 
 // Outputs are [N, P, k]. N, P, D and L are at least 1, k is at most L and kMostPatches. Both
 // kernels are of one instruction set.
