@@ -101,7 +101,7 @@ HEAD_ON_STOMACH = Experiment(
         "protofast audit RUN RUN --audit head_on_stomach --protocol all",
     ),
     audit="head_on_stomach",
-    models=("standard", "adversarial"),
+    models=("standard", "longer", "adversarial"),
     columns=(
         ("success_rate", "success, %"),
         ("mean_prototypes_tried", "prototypes tried"),
@@ -143,7 +143,7 @@ ROBUST_ACCURACY = Experiment(
     title="Hoffmann et al., Table 3: accuracy under PGD-10",
     commands=("protofast audit RUN RUN --audit robust_accuracy",),
     audit="robust_accuracy",
-    models=("standard", "adversarial", "aligned"),
+    models=("standard", "longer", "adversarial", "aligned"),
     columns=(
         ("clean_accuracy", "accuracy, %"),
         ("adversarial_accuracy", "under PGD-10, %"),
@@ -279,7 +279,7 @@ MISALIGNMENT = Experiment(
     title="Sacha et al., the benchmark: PLC, PAC, PRC and the change of accuracy",
     commands=("protofast audit RUN --audit spatial_misalignment --protocol all",),
     audit="spatial_misalignment",
-    models=("standard", "aligned"),
+    models=("standard", "longer", "aligned"),
     columns=(
         ("location_change", "PLC, %"),
         ("activation_change", "PAC, %"),

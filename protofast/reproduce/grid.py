@@ -86,10 +86,12 @@ class Grid:
         for seed in self.plan.seeds:
             trained: set[str] = set()
             for audit in self.plan.audits:
-                for model in audit.models:
-                    if model not in trained:
-                        trained.add(model)
-                        yield Cell("train", model, seed, self.run(model, seed))
+                for wanted in audit.models:
+                    start = self.plan.models[wanted].start
+                    for model in (wanted,) if start is None else (start, wanted):
+                        if model not in trained:
+                            trained.add(model)
+                            yield Cell("train", model, seed, self.run(model, seed))
                 path = self.folder / "audits" / f"{audit.name}-{seed}"
                 yield Cell("audit", audit.name, seed, path)
 
@@ -122,7 +124,8 @@ class Grid:
                 continue
             tell(f"{number} of {len(cells)}: {cell.label}")
             if cell.work == "train":
-                settings = self.plan.settings(cell.name, cell.seed, self.data)
+                start = self._start_of(cell)
+                settings = self.plan.settings(cell.name, cell.seed, self.data, start)
                 code = train(settings, cell.path, (cell.path / "settings.toml").is_file())
             else:
                 wanted = self._audit_plan(cell)
@@ -153,6 +156,16 @@ class Grid:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text)
 
+    def _start_of(self, cell: Cell) -> Path | None:
+        """The checkpoint that a model starts from, or did if its training has begun."""
+        start = self.plan.models[cell.name].start
+        if start is None:
+            return None
+        if (cell.path / "settings.toml").is_file():
+            return Path(RunFolder.open(cell.path).settings.model.weights)
+        folder = RunFolder.open(self.run(start, cell.seed))
+        return folder.file(folder.resolve(self.plan.checkpoint))
+
     def _audit_plan(self, cell: Cell) -> AuditPlan:
         return next(audit for audit in self.plan.audits if audit.name == cell.name)
 
@@ -160,7 +173,7 @@ class Grid:
         """Raise SettingsError if a run was made with other settings than the plan's."""
         if not (cell.path / "settings.toml").is_file():
             return
-        wanted = self.plan.settings(cell.name, cell.seed, self.data)
+        wanted = self.plan.settings(cell.name, cell.seed, self.data, self._start_of(cell))
         there = RunFolder.open(cell.path).settings
         changed = [text for text in differences(there, wanted) if "data.root" not in text]
         if changed:

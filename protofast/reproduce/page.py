@@ -71,13 +71,15 @@ def _what_was_run(found: Found) -> Iterator[str]:
         [
             _of(grid),
             name,
+            f"`{variant.start}`" if variant.start else "-",
             ", ".join(f"`{part}`" for part in variant.parts) or "-",
             ", ".join(f"`{said}`" for said in (*grid.plan.set, *variant.set)) or "-",
         ]
         for grid, _ in found
         for name, variant in grid.plan.models.items()
     ]
-    yield _table(["data", "model", "recipe parts (`--with`)", "settings (`--set`)"], rows)
+    heads = ["data", "model", "goes on from", "recipe parts (`--with`)", "settings (`--set`)"]
+    yield _table(heads, rows)
     yield from (f"*{_of(grid)}:* {note}\n" for grid, _ in found for note in grid.plan.notes)
 
 

@@ -32,10 +32,12 @@ class Variant(_Frozen):
     """A model of the grid: the plan's recipe, with parts over it.
 
     Attributes:
+        start: Another model of the plan, whose network of the same seed this one starts from.
         parts: Recipe parts, say ``adversarial``.
         set: Settings of this model alone, ``training.alignment.weight=1`` each.
     """
 
+    start: str | None = None
     parts: Words = ()
     set: Words = ()
 
@@ -127,6 +129,13 @@ class Plan(_Frozen):
             raise ValueError(f"audits must have different names; got {', '.join(names)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different; got {list(self.seeds)}")
+        for name, variant in self.models.items():
+            start = variant.start
+            if start is not None and (start not in self.models or self.models[start].start):
+                raise ValueError(
+                    f"model {name} cannot start from {start}: that must be a model of the plan "
+                    "that starts from none itself"
+                )
         for audit in self.audits:
             for model in audit.models:
                 if model not in self.models:
@@ -136,21 +145,25 @@ class Plan(_Frozen):
                     )
         return self
 
-    def settings(self, model: str, seed: int, data: Sequence[str] = ()) -> Settings:
+    def settings(
+        self, model: str, seed: int, data: Sequence[str] = (), weights: Path | None = None
+    ) -> Settings:
         """What a model is trained with.
 
         Args:
             model: Its name.
             seed: Which of the seeds.
             data: Overrides that say where the images are.
+            weights: The checkpoint to start from, for a model that has a ``start``.
 
         Raises:
             SettingsError: A recipe, part or setting is not known or not allowed.
         """
         variant = self.models[model]
+        start = [] if weights is None else [f"model.weights={weights.absolute()}"]
         return load_settings(
             self.recipe,
-            [*data, *self.set, *variant.set, f"training.seed={seed}"],
+            [*data, *self.set, *variant.set, *start, f"training.seed={seed}"],
             parts=list(variant.parts),
         )
 

@@ -9,7 +9,7 @@ import torch
 from protofast.audits import audit_runs
 from protofast.errors import RunFolderError, SettingsError
 from protofast.reproduce import Grid, load_plan, write_page
-from protofast.training import train
+from protofast.training import RunFolder, train
 
 PLAN = """
 name = "tiny"
@@ -24,6 +24,7 @@ set = [
 ]
 [models.standard]
 [models.aligned]
+start = "standard"
 parts = ["aligned"]
 [[audits]]
 name = "accuracy"
@@ -92,6 +93,14 @@ def test_what_is_done_is_not_done_again(finished):
     assert second == ORDER[2:]
     assert third == []
     assert all(grid.done(cell) for cell in grid.cells())
+
+
+def test_a_model_starts_from_another_of_its_seed(finished):
+    grid = finished[0]
+    for seed in grid.plan.seeds:
+        standard = RunFolder.open(grid.run("standard", seed))
+        start = RunFolder.open(grid.run("aligned", seed)).settings.model.weights
+        assert start == str(standard.file(standard.resolve("latest")).absolute())
 
 
 def test_a_grid_can_be_opened_again(finished, plan):

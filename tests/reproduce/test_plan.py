@@ -101,6 +101,8 @@ def _plan(tmp_path, text) -> Plan:
             'models = ["plain"]',
             "model plain; there are standard",
         ),
+        ("[models.standard]", '[models.standard]\nstart = "plain"', "cannot start from plain"),
+        ("[models.standard]", '[models.standard]\nstart = "standard"', "start from standard"),
         ('recipe = "demo"', 'recipe = "dmeo"', "dmeo"),
         ("[models.standard]", '[models.standard]\nparts = ["algined"]', "algined"),
         ("[models.standard]", '[models.standard]\nset = ["model.dpeth=3"]', "model.dpeth"),
