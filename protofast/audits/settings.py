@@ -54,7 +54,9 @@ def build_audits(
     for each in PROTOCOLS if protocol == ALL else (protocol,):
         kinds = [kind for kind in chosen if each in kind.protocols]
         if kinds:
-            said = _settings(kinds, each, images, overrides)
+            elsewhere = {kind.name for kind in chosen} - {kind.name for kind in kinds}
+            ours = [text for text in overrides if text.partition(".")[0].strip() not in elsewhere]
+            said = _settings(kinds, each, images, ours)
             built += [kind(getattr(said, kind.name)) for kind in kinds]
     return sorted(built, key=lambda audit: chosen.index(type(audit)))
 

@@ -14,6 +14,7 @@ from commands import Place, command, start, wait
 
 from protofast.audits import AUDITS, audit_runs, build_audits
 from protofast.audits.runs import run_names
+from protofast.errors import SettingsError
 
 FEW = ("--images", "4", "--audit", "robust_accuracy", "--set", "robust_accuracy.steps=2")
 
@@ -64,6 +65,26 @@ def test_from_python_it_is_the_same(place: Place, tmp_path: Path) -> None:
     result = audit_runs([place.run], audits, tmp_path / "audit")
     assert result.finished
     assert _timeless(tmp_path / "audit") == _timeless(place.run / "audits" / "paper")
+
+
+def test_settings_hold_under_every_protocol_that_an_audit_knows() -> None:
+    given = ["spatial_misalignment.steps=3", "head_on_stomach.steps=4"]
+    built = build_audits(protocol="all", images=7, overrides=given)
+    found = {(audit.name, audit.settings.protocol): audit.settings for audit in built}
+    assert set(found) == {(kind.name, name) for kind in AUDITS for name in kind.protocols}
+    for (name, protocol), settings in found.items():
+        assert settings.images == 7
+        changed = {"images": 7} | {
+            "spatial_misalignment": {"steps": 3},
+            "head_on_stomach": {"steps": 4},
+        }.get(name, {})
+        usual = next(kind for kind in AUDITS if kind.name == name).protocols[protocol]
+        assert settings == usual.model_copy(update=changed)
+    (only,) = build_audits(protocol="targeted", overrides=given[1:])
+    assert (only.name, only.settings.steps) == ("head_on_stomach", 4)
+    for wrong in ("spatial_misalignment.step=3", "misalignment.steps=3"):
+        with pytest.raises(SettingsError, match="did you mean spatial_misalignment"):
+            build_audits(protocol="all", overrides=[wrong])
 
 
 def test_names_of_runs() -> None:
