@@ -237,6 +237,8 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
     def look(self, subject: Subject, positions: Sequence[int]) -> Clean:
         """The images at `positions` as they are, and their most activated prototypes."""
         images = subject.load(positions)
+        if images.device.type == "cpu":  # on which convolutions are a tenth faster so
+            images = images.contiguous(memory_format=torch.channels_last)
         features = subject.model.features(images)
         output = subject.model.classify(features)
         order = output.activations.argsort(dim=1, descending=True, stable=True)
