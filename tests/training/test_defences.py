@@ -85,7 +85,9 @@ def test_parts_say_what_the_papers_say() -> None:
     adversarial = load_settings("paper", parts=["adversarial"]).training.adversarial
     assert adversarial == AdversarialSettings(method="fgsm", epsilon=8 / 255, step_size=10 / 255)
     aligned = load_settings("paper", parts=["aligned"]).training
-    assert aligned.alignment == AlignmentSettings(weight=10.0, quantile=0.9)
+    assert aligned.alignment == AlignmentSettings(
+        weight=10.0, quantile=0.9, update_statistics=False
+    )
     assert aligned.masking == MaskingSettings(probability=0.5)
     assert load_settings("paper", parts=["masking"]).training.masking == aligned.masking
     assert load_settings("paper").training.masking.probability == 0
