@@ -10,10 +10,13 @@ import typer
 from protofast.cli.options import Checkpoint, Device, Threads, choose_device, given
 from protofast.errors import command_line
 
+# As protofast.audits.AUDITS, but without importing PyTorch for `--help`.
+NAMES = ("robust_accuracy", "head_on_stomach", "jpeg", "spatial_misalignment")
+
 Runs = Annotated[
     list[Path],
     typer.Argument(
-        metavar="RUN...", help="Folders of runs trained on the same classes, one or several."
+        metavar="RUN", help="Folders of runs trained on the same classes, one or several."
     ),
 ]
 Audits = Annotated[
@@ -21,7 +24,8 @@ Audits = Annotated[
     typer.Option(
         "--audit",
         metavar="NAME",
-        help="Which audit to run; may be repeated. By default all that know the protocol.",
+        help=f"Which audit to run ({', '.join(NAMES)}); may be repeated. By default all that know "
+        "the protocol.",
     ),
 ]
 Protocol = Annotated[

@@ -14,6 +14,7 @@ from commands import Place, command, start, wait
 
 from protofast.audits import AUDITS, audit_runs, build_audits
 from protofast.audits.runs import run_names
+from protofast.cli.audit import NAMES
 from protofast.errors import SettingsError
 
 FEW = ("--images", "4", "--audit", "robust_accuracy", "--set", "robust_accuracy.steps=2")
@@ -85,6 +86,10 @@ def test_settings_hold_under_every_protocol_that_an_audit_knows() -> None:
     for wrong in ("spatial_misalignment.step=3", "misalignment.steps=3"):
         with pytest.raises(SettingsError, match="did you mean spatial_misalignment"):
             build_audits(protocol="all", overrides=[wrong])
+
+
+def test_help_names_every_audit() -> None:
+    assert tuple(kind.name for kind in AUDITS) == NAMES
 
 
 def test_names_of_runs() -> None:
@@ -242,7 +247,7 @@ def test_interrupted_and_gone_on_with(place: Place, tmp_path: Path) -> None:
     options = ("--audit", "robust_accuracy", "--set", "robust_accuracy.restarts=100000")
     out = tmp_path / "an audit"
     process = start("audit", place.run, *options, "--out", out, "--threads", "1")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while not list(out.glob("units/run/predictions/0000.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
