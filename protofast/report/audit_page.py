@@ -218,7 +218,7 @@ def _comparison(subject: Subject, results: Sequence[Result]) -> str:
     if apart:
         return f"{best} holds better than {worst}: their intervals lie apart."
     return (
-        f"The intervals of {best} and {worst} overlap: on so many images, no difference is shown."
+        f"The intervals of {best} and {worst} overlap: so many images show no clear difference."
     )
 
 
