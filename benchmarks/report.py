@@ -58,6 +58,7 @@ def compose(results: Results, pictures: Sequence[str] = ()) -> str:
         *(_layers(results, device) for device in ("cpu", "cuda")),
         _variants(results),
         _memory(results),
+        _related(results),
         _scans(results),
         _training_step(results),
         _alignment_step(results),
@@ -259,6 +260,25 @@ def _memory(results: Results) -> str:
         + text
         + table(("what", "baseline", "baseline's", "ours", "ratio"), rows)
     )
+
+
+def _related(results: Results) -> str:
+    rows = []
+    for result in results.of("related"):
+        operator, device, layer = (result.info[key] for key in ("operator", "device", "layer"))
+        ours = [
+            other.median
+            for other in results.of("related")
+            if (other.info["operator"], other.info["device"]) == (operator, device)
+            and other.info["layer"] == "ours"
+        ]
+        what = f"{operator}, {device}, {NAMES.get(layer, layer)}"
+        theirs = ratio(result.median / ours[0]) if ours else "-"
+        rows.append((what, in_words(result.median), theirs))
+    if not rows:
+        return ""
+    text = "Forward at the headline shape.\n\n"
+    return "## Related operators\n\n" + text + table(("what", "time", "by ours"), rows)
 
 
 def _scans(results: Results) -> str:

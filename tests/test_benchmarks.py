@@ -158,9 +158,13 @@ def test_everything_that_can_run_can_be_reported(tmp_path):
         parts = {"second pass, forward": 0.4} | dict.fromkeys(goals.BEYOND_SECOND_PASS, 0.02)
         facts = {"device": "cpu", "layer": backbone, "parts": parts, "plain": 1.0}
         rows.append(_row(f"aligned-{backbone}", 1.9, measured="alignment step", **facts))
+    for layer, seconds in (("ours", 0.02), ("eager", 0.05)):
+        facts = {"operator": "dot_and_cosine", "device": "cpu", "layer": layer}
+        rows.append(_row(f"related-{layer}", seconds, measured="related", **facts))
     (tmp_path / "results.json").write_text(json.dumps(_document(rows)))
     report.main([str(tmp_path / "results.json"), "--out", str(tmp_path)])
     text = (tmp_path / "RESULTS.md").read_text()
+    assert "| dot_and_cosine, cpu, best eager form | 50 ms | 2.5x |" in text
     assert "slower at 0" in text
     assert "GPU: never run" not in text
     assert "| 9.1 % | 0.99 % | 0.99 % | yes |" in text
