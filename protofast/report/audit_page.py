@@ -81,7 +81,7 @@ class Section:
             version.name
             for album in self.albums
             for picture in album.pictures
-            if len(picture.versions) > 1
+            if picture.is_switched
             for version in picture.versions
         ]
         return list(dict.fromkeys(names))
@@ -217,9 +217,7 @@ def _comparison(subject: Subject, results: Sequence[Result]) -> str:
     apart = good.high < bad.low if sign == 1 else good.low > bad.high  # type: ignore[operator]
     if apart:
         return f"{best} holds better than {worst}: their intervals lie apart."
-    return (
-        f"The intervals of {best} and {worst} overlap: so many images show no clear difference."
-    )
+    return f"The intervals of {best} and {worst} overlap: so many images show no clear difference."
 
 
 # ----- sections -----

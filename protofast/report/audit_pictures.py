@@ -40,6 +40,11 @@ class PictureView:
     image: str
 
     @property
+    def is_switched(self) -> bool:
+        """Whether one version is shown at a time; the style sheet knows switches of up to six."""
+        return 1 < len(self.versions) <= 6
+
+    @property
     def breadth(self) -> str:
         """How much room it needs: "" as a square, "broad" as a chart, "wide" as several panels."""
         ratios = [v.width / v.height for v in self.versions if v.width and v.height]

@@ -340,6 +340,23 @@ def test_the_worst_pictures_have_room_first(audit: Path, monkeypatch: pytest.Mon
     )
 
 
+def test_more_versions_than_switches_are_all_shown(audit: Path) -> None:
+    content = _content(audit)
+    result = _result(content, "jpeg", "paper")
+    file = result["pictures"][0]["files"]["clean"]
+    for number, picture in enumerate(result["pictures"]):
+        picture["files"] = {f"step {step}": file for step in range(6 + number)}
+    for other in content["audits"]:
+        if other is not result:
+            other["pictures"] = []
+    _write(audit, content)
+    page = _page(audit)
+    figures = [a["class"] for tag, a in page.tags if tag == "figure" and "shot" in a["class"]]
+    assert [" switched" in name for name in figures] == [True, False, False]
+    assert sum(tag == "input" for tag, _ in page.tags) == 6
+    assert sum(tag == "img" for tag, _ in page.tags) == 6 + 7 + 8
+
+
 def test_an_older_report_stays_if_the_new_one_cannot_be_written(audit: Path) -> None:
     path = audit / "audit.html"
     path.unlink()
