@@ -155,6 +155,14 @@ class Audit(ABC, Generic[SettingsT]):
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         """The rows of one unit."""
 
+    def settings_of(self, subject: Subject) -> SettingsT:
+        """The settings as they are reported: with what was left open to the subject filled in."""
+        return self.settings
+
+    def counted(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows of all units, with what only shows in all of them; applied twice, as once."""
+        return rows
+
     @abstractmethod
     def summarise(self, subject: Subject, rows: Sequence[Row]) -> list[Number]:
         """The numbers of all units' rows."""

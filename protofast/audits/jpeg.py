@@ -5,10 +5,11 @@ compressed to JPEG, so that the artefacts give these classes away. If its protot
 it names compressed images well and clean ones badly (Table 2), and the prototype that is most
 similar to a compressed image is so no longer when the artefacts are gone (Figure 2, appendix D.2).
 
-The compressed classes are those of the run, with its quality and codec. For a run without any (one
-whose training images were compressed at random, appendix F.2 and Table 4, or not at all) they are
-those of the protocol: a random half under `paper`; under `released` the classes with an odd number
-counted from 0, through Pillow, which is what the released code does.
+The compressed classes are those of the run, with its quality and codec, unless the settings say
+otherwise. For a run without any (one whose training images were compressed at random, appendix F.2
+and Table 4, or not at all) they are those of the protocol: a random half under `paper`; under
+`released` the classes with an odd number counted from 0, through Pillow, which is what the released
+code does.
 
 All of this starts from the clean images: `Subject.images`, or what lies behind them where a
 `CompressedImageSet` is audited (`ImageSet.clean`). Pixels that were compressed and put into memory
@@ -18,7 +19,7 @@ before resizing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,19 +59,24 @@ The numbers are means over all of these images but those for which there is no s
 class JpegExperimentSettings(AuditSettings):
     """Settings of the JPEG experiment.
 
+    The first four are, where None, those of the run; of a run without compressed classes, those of
+    the protocol. `JpegExperiment.settings_of` says which these are.
+
     Attributes:
-        classes: Which classes are compressed where the run does not say: ``half`` (at random) or
-            ``odd``.
-        quality: JPEG's, where the run does not say.
-        codec: ``simplejpeg`` or ``pillow``, where the run does not say.
+        classes: Which classes are compressed: ``half`` (at random) or ``odd``.
+        classes_seed: Key of the drawing of the half. That of the audit, where neither this nor the
+            run says.
+        quality: JPEG's.
+        codec: ``simplejpeg`` or ``pillow``.
         top: How many of the most similar prototypes are compared in the overlap.
         drawn: How many of them each histogram shows, of either version (appendix D.2: 75).
         images: How many test images, drawn at random; None for all.
     """
 
-    classes: Literal["half", "odd"] = "half"
-    quality: Annotated[int, Field(ge=1, le=100)] = 20
-    codec: Literal["simplejpeg", "pillow"] = "simplejpeg"
+    classes: Literal["half", "odd"] | None = None
+    classes_seed: Annotated[int, Field(ge=0)] | None = None
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    codec: Literal["simplejpeg", "pillow"] | None = None
     top: Annotated[int, Field(ge=1)] = 10
     drawn: Annotated[int, Field(ge=1)] = 75
     images: Annotated[int, Field(ge=1)] | None = None
@@ -78,8 +84,9 @@ class JpegExperimentSettings(AuditSettings):
 
 @dataclass(frozen=True)
 class Compression:
-    """What is done to which classes: as the run did it, or as the protocol says."""
+    """What is done to which classes; `from_run`: whether they are those of the training."""
 
+    which: Literal["half", "odd"]
     classes: tuple[int, ...]
     quality: int
     codec: Literal["simplejpeg", "pillow"]
@@ -114,18 +121,35 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
     title: ClassVar[str] = "JPEG artefacts"
     protocols: ClassVar = {
         "paper": JpegExperimentSettings(),
-        "released": JpegExperimentSettings(protocol="released", classes="odd", codec="pillow"),
+        "released": JpegExperimentSettings(protocol="released"),
     }
+
+    def settings_of(self, subject: Subject) -> JpegExperimentSettings:
+        """The settings with what they leave to the run or the protocol filled in."""
+        jpeg = _of_run(subject)
+        if jpeg:
+            jpeg = {"classes": jpeg["compressed"], "classes_seed": jpeg["seed"], **jpeg}
+        else:
+            odd = self.settings.protocol == "released"
+            jpeg = {"classes": "odd" if odd else "half", "classes_seed": subject.seed}
+            jpeg |= {"quality": 20, "codec": "pillow" if odd else "simplejpeg"}
+        keys = ("classes", "classes_seed", "quality", "codec")
+        return self.settings.model_copy(
+            update={key: jpeg[key] for key in keys if getattr(self.settings, key) is None}
+        )
 
     def compression(self, subject: Subject) -> Compression:
         """What is compressed, and how."""
-        count, settings = len(subject.images.classes), self.settings
-        jpeg = subject.facts.get("data", {}).get("jpeg", {})
-        if jpeg.get("compressed", "none") == "none":
-            classes = compressed_classes(count, settings.classes, subject.seed)
-            return Compression(classes, settings.quality, settings.codec, False)
-        classes = compressed_classes(count, jpeg["compressed"], jpeg["seed"])
-        return Compression(classes, jpeg["quality"], jpeg["codec"], True)
+        used, jpeg = self.settings_of(subject), _of_run(subject)
+        assert used.classes is not None
+        assert used.classes_seed is not None
+        assert used.quality is not None
+        assert used.codec is not None
+        classes = compressed_classes(len(subject.images.classes), used.classes, used.classes_seed)
+        as_trained = bool(jpeg) and used.classes == jpeg["compressed"]
+        if used.classes == "half":
+            as_trained = as_trained and used.classes_seed == jpeg["seed"]
+        return Compression(used.classes, classes, used.quality, used.codec, as_trained)
 
     def units(self, subject: Subject) -> list[list[int]]:
         """64 images each, in the order of the data set."""
@@ -261,6 +285,12 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
             "top_k_overlap": 100 * same / count,
             "remarks": " ".join(key for key, hold in holds.items() if hold),
         }
+
+
+def _of_run(subject: Subject) -> Mapping[str, Any]:
+    """The run's table of compressed classes; empty where it has none."""
+    jpeg: Mapping[str, Any] = subject.facts.get("data", {}).get("jpeg", {})
+    return {} if jpeg.get("compressed", "none") == "none" else jpeg
 
 
 def _descending(values: Similarities) -> np.ndarray[Any, np.dtype[np.intp]]:

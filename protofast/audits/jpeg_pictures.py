@@ -167,7 +167,7 @@ def _changes(audit: JpegExperiment, subject: Subject, hit: Sequence[Row], folder
     write_atomically(folder / name, _png(chart))
     done = audit.compression(subject)
     words = {"half": "a random half", "odd": "those of odd number"}
-    which = "as in training" if done.from_run else words[audit.settings.classes]
+    which = "as in training" if done.from_run else words[done.which]
     classes = f"{len(done.classes)} of {len(subject.images.classes)} classes ({which})"
     return Picture(
         files={"changes": name},

@@ -286,7 +286,7 @@ class _Work:
                 assert unit is not None  # all of it is done
                 rows += unit.rows
                 self._took(part.path, unit)
-            entries.append(self._entry(part, rows))
+            entries.append(self._entry(part, part.audit.counted(rows)))
             self.seconds[f"{part.path}/summary"] = round(time.monotonic() - start, 3)
             done += part.drawing
         self.tell("summary", total, total)
@@ -299,11 +299,14 @@ class _Work:
         self.folder.write("audit.json", audit_text(summary))
         return summary
 
-    def _entry(self, part: _Part, rows: list[Row]) -> dict[str, Any]:
+    def _entry(self, part: _Part, rows: Sequence[Row]) -> dict[str, Any]:
         """What ``audit.json`` says of one part; writes its table and pictures."""
         table = f"tables/{part.path.replace('/', '-')}.csv"
         self.folder.write(table, table_text(rows))
-        settings = part.audit.settings
+        asked, used = (
+            settings.model_dump(mode="json", exclude={"protocol"})
+            for settings in (part.audit.settings, part.audit.settings_of(part.subject))
+        )
         mark = fingerprint({"units": part.marks, "rows": rows})
         pictures = self.folder.pictures(
             part.path, mark, lambda folder: part.audit.pictures(part.subject, rows, folder)
@@ -312,8 +315,9 @@ class _Work:
             "model": part.model,
             "audit": part.audit.name,
             "title": part.audit.title,
-            "protocol": settings.protocol,
-            "settings": settings.model_dump(mode="json", exclude={"protocol"}),
+            "protocol": part.audit.settings.protocol,
+            "settings": used,
+            "left_open": [key for key, value in used.items() if value != asked[key]],
             "seed": self.seed,
             "numbers": [asdict(number) for number in part.audit.summarise(part.subject, rows)],
             "rows": len(rows),

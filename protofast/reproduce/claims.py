@@ -184,7 +184,8 @@ JPEG = Experiment(
         "Photographs were compressed once before this experiment begins, rendered birds never: on "
         "these, nothing compressed means just that.",
         "A model that was trained on compressed classes is audited with those classes, whatever "
-        "the protocol; the protocols choose the classes only for models without any.",
+        "the protocol, unless the settings say otherwise; the protocols choose the classes only "
+        "for models without any.",
     ),
     directions=(
         Direction(

@@ -193,7 +193,16 @@ class Grid:
             for model in range(len(wanted.models))
         ]
         found = [
-            (each["model"], each["audit"], {**each["settings"], "protocol": each["protocol"]})
+            (
+                each["model"],
+                each["audit"],
+                # What the plan left open was filled in by the audit.
+                {
+                    **each["settings"],
+                    **dict.fromkeys(each.get("left_open", ())),
+                    "protocol": each["protocol"],
+                },
+            )
             for each in said["audits"]
         ]
         return (

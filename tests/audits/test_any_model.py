@@ -80,6 +80,10 @@ def test_any_network_can_be_audited(
     for entry in result.summary["audits"]:
         assert entry["rows"] == IMAGES, "no image is left out silently"
         assert sum(entry["skipped"].values()) < IMAGES
+        assert set(entry["left_open"]) <= set(entry["settings"])
+        if kind.name == "jpeg":  # no run says what is compressed, so the protocol does
+            codec = {"paper": "simplejpeg", "released": "pillow"}[entry["protocol"]]
+            assert (entry["settings"]["codec"], "codec" in entry["left_open"]) == (codec, True)
         measured = [number for number in entry["numbers"] if number["value"] is not None]
         assert measured
         assert all(0 < number["n"] <= IMAGES for number in measured)

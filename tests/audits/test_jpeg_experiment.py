@@ -217,6 +217,41 @@ def test_which_classes_are_compressed_and_how() -> None:
     assert list(JpegExperiment.protocols) == ["paper", "released"]
 
 
+def test_settings_that_are_reported_are_those_that_were_used() -> None:
+    images = noise(7, classes=7)
+    model = network(MeanColour(), [[1.0, 0.0, 0.0]] * 7, list(range(7)))
+    jpeg = {"compressed": "half", "quality": 10, "codec": "simplejpeg", "seed": 3}
+    trained = subject(model, images, seed=9, facts={"data": {"jpeg": jpeg}})
+    plain = subject(model, images, seed=9)
+
+    def used(audit: JpegExperiment, on: Subject) -> tuple[Any, ...]:
+        said, done = audit.settings_of(on), audit.compression(on)
+        assert (said.quality, said.codec) == (done.quality, done.codec)
+        assert said.classes is not None
+        assert said.classes_seed is not None
+        assert done.classes == compressed_classes(7, said.classes, said.classes_seed)
+        return said.classes, said.classes_seed, said.quality, said.codec
+
+    released = JpegExperiment(JpegExperiment.protocols["released"])  # type: ignore[arg-type]
+    assert used(paper(), trained) == used(released, trained) == ("half", 3, 10, "simplejpeg")
+    assert used(paper(), plain) == ("half", 9, 20, "simplejpeg")
+    assert used(released, plain) == ("odd", 9, 20, "pillow")
+    said = paper(classes="odd", quality=70, codec="pillow")
+    assert used(said, trained) == ("odd", 3, 70, "pillow")
+    assert used(said, plain) == ("odd", 9, 70, "pillow")
+    assert not said.compression(trained).from_run
+    assert used(paper(quality=70), trained) == ("half", 3, 70, "simplejpeg")
+    assert used(paper(classes_seed=4), trained) == ("half", 4, 10, "simplejpeg")
+    assert not paper(classes_seed=4).compression(trained).from_run
+
+
+def test_a_quality_that_is_asked_for_is_used_whatever_the_run_had() -> None:
+    rows, _ = run(paper(quality=100), subject(artefact_detector(), noise(8), facts=ODD))
+    expected, _ = run(paper(), subject(artefact_detector(), noise(8), facts=ODD))
+    for fine, coarse in zip(rows[1::2], expected[1::2], strict=True):
+        assert fine["similarity_compressed"] < coarse["similarity_compressed"]
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_images_that_are_compressed_already_are_not_compressed_twice(cached: bool) -> None:
     images: ImageSet = CompressedImageSet(noise(10), [1])

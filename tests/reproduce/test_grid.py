@@ -29,7 +29,7 @@ parts = ["aligned"]
 [[audits]]
 name = "accuracy"
 models = ["standard", "aligned"]
-audits = ["robust_accuracy"]
+audits = ["robust_accuracy", "jpeg"]
 images = 5
 set = ["robust_accuracy.steps=1"]
 """
@@ -185,3 +185,16 @@ def test_the_page_of_a_real_grid(finished, tmp_path):
     assert "6 of 6" in text
     assert "| tiny | standard | `paper` |" in text
     assert text.count("| done | done |") == 3
+
+
+def test_what_a_plan_leaves_open_is_filled_in_and_compared_where_it_is_said(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path, finished[0].plan)
+    cell = next(cell for cell in grid.cells() if cell.work == "audit")
+    said = json.loads((cell.path / "audit.json").read_text())
+    entry = next(entry for entry in said["audits"] if entry["audit"] == "jpeg")
+    assert entry["settings"]["quality"] == 20
+    assert "quality" in entry["left_open"]
+    assert grid.done(cell)
+    entry["left_open"].remove("quality")  # as an audit for which it was set
+    (cell.path / "audit.json").write_text(json.dumps(said))
+    assert not grid.done(cell)
