@@ -58,7 +58,9 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
     Every image counts, whether it was classified rightly or not. A row has `image`, `name`,
     `label`, `skipped` (why there is nothing more; else empty), and:
 
-    - `predicted`, `predicted_after`: the class before and after the attack.
+    - `predicted`, `predicted_after`: the class before and after the attack; also where the row is
+      `skipped`, as long as the network's numbers are finite. The accuracies are of all rows that
+      have `predicted`: a network that breaks under attack is wrong then.
     - `prototype`, `prototype_class`: the prototype that is measured (the class is None where
       prototypes have none).
     - `x0`, `y0`, `x1`, `y1`: its protected rectangle in pixels, the last two one past the end.
@@ -92,9 +94,10 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
 
     def summarise(self, subject: Subject, rows: Sequence[Row]) -> list[Number]:
         """The three metrics, the accuracies, and how often there was something to remark."""
+        named = [row for row in rows if row["predicted"] is not None]
         rows = [row for row in rows if not row["skipped"]]
-        right = [row["predicted"] == row["label"] for row in rows]
-        still = [row["predicted_after"] == row["label"] for row in rows]
+        right = [row["predicted"] == row["label"] for row in named]
+        still = [row["predicted_after"] == row["label"] for row in named]
         lost = [100.0 * (was - now) for was, now in zip(right, still, strict=True)]
         numbers = [
             _mean("location_change", "Location change (PLC)", rows, unit="%"),
@@ -195,6 +198,8 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
             for key, column in columns.items()
         }
         reasons = self._reasons(seen)
+        finite = before.finite.tolist()
+        finite_after = (before.finite & after.finite).tolist()
         remarks = {
             "flat_map": before.maps.flatten(1).amax(dim=1) == before.maps.flatten(1).amin(dim=1),
             "nothing_to_attack": ~seen.free.flatten(1).any(dim=1),
@@ -211,6 +216,8 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
                 "skipped": reasons[n],
             }
             row |= {key: None if reasons[n] else column[n] for key, column in values.items()}
+            row["predicted"] = values["predicted"][n] if finite[n] else None
+            row["predicted_after"] = values["predicted_after"][n] if finite_after[n] else None
             row["remarks"] = " ".join(key for key, column in holds.items() if column[n])
             if not reasons[n] and holds["undefined_activation_change"][n]:
                 row["activation_change"] = None

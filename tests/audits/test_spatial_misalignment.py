@@ -366,6 +366,23 @@ def test_an_image_that_breaks_the_network_under_attack_is_said_to():
         "similarities that are not finite after the attack",
     ]
     assert rows[1]["activation_after"] is None
+    assert (rows[1]["predicted"], rows[1]["predicted_after"]) == (rows[0]["predicted"], None)
+    right = subject(model, pixels, [row["predicted"] for row in rows])
+    numbers = numbers_of(RELEASED, right)
+    assert (numbers["accuracy_before"].value, numbers["accuracy_after"].value) == (100, 50)
+    assert (numbers["accuracy_change"].value, numbers["accuracy_change"].n) == (50, 2)
+    assert numbers["location_change"].n == 1
+
+
+def test_an_image_of_a_class_without_prototypes_counts_in_the_accuracies():
+    model = network(cells(Shifted()), torch.eye(3), [0, 0, 1])
+    settings = PAPER.model_copy(update={"prototypes": "gt_protos", "steps": 2})
+    examined = subject(model, patchwork(3), [2, 2, 0])
+    rows = rows_of(settings, examined)
+    assert [row["skipped"] for row in rows] == ["a class without prototypes"] * 2 + [""]
+    assert all(row["predicted_after"] is not None for row in rows)
+    numbers = numbers_of(settings, examined)
+    assert (numbers["accuracy_before"].n, numbers["location_change"].n) == (3, 1)
 
 
 def test_similarities_below_0_count_as_0_as_released_and_stay_in_the_paper():
