@@ -41,6 +41,7 @@ FLAT = "flat map"
 EVERYWHERE = "source covers every cell"
 OUTSIDE = "largest similarity outside the source already"
 NO_PIXEL = "target without a pixel"
+NOT_NEEDED = "not needed: enough decided"
 
 
 class HeadOnStomachSettings(AuditSettings):
@@ -48,6 +49,8 @@ class HeadOnStomachSettings(AuditSettings):
 
     Attributes:
         images: How many images, drawn at random; all where there are fewer.
+        spare: How many more are drawn and attacked, to take the place of those that turn out to be
+            undecidable. The first `images` that are decided count.
         prototypes: How many of the most activated prototypes are attacked at most, of all classes.
         selection: Images that this model classifies correctly, or that all models of the audit do.
         source_border: Whether a box that ends between two cells reaches into the next one too; see
@@ -58,7 +61,8 @@ class HeadOnStomachSettings(AuditSettings):
         success: `left_source`: the largest similarity outside the source exceeds that inside.
             `in_target`: that in the target exceeds that of every other cell.
         no_target: Where a prototype's source covers every cell, go on with the `next_prototype`, or
-            `skip_image`.
+            `skip_image`. The latter, as the released code, also attacks prototypes that are most
+            similar outside their source already.
         epsilon: Largest change of a pixel in [0, 1].
         step_size: Change per step.
         steps: How many.
@@ -67,6 +71,7 @@ class HeadOnStomachSettings(AuditSettings):
     """
 
     images: Annotated[int, Field(ge=1)] = 200
+    spare: Annotated[int, Field(ge=0)] = 0
     prototypes: Annotated[int, Field(ge=1)] = 5
     selection: Literal["correct", "correct_in_all"] = "correct"
     source_border: bool = False
@@ -84,6 +89,7 @@ class HeadOnStomachSettings(AuditSettings):
 PAPER = HeadOnStomachSettings(protocol="paper")
 RELEASED = HeadOnStomachSettings(
     protocol="released",
+    spare=50,
     selection="correct_in_all",
     source_border=True,
     target="rectangle",
@@ -169,12 +175,12 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
 
     def units(self, subject: Subject) -> list[list[int]]:
         """A random order of the images, until enough right ones; a batch of right ones each."""
-        right = self._right(subject)
+        right, wanted = self._right(subject), self.settings.images + self.settings.spare
         units: list[list[int]] = []
         unit: list[int] = []
         in_unit = found = 0
         for position in permutation(len(subject.images), _SUBSET, subject.seed).tolist():
-            if found == self.settings.images:
+            if found == wanted:
                 break
             unit.append(position)
             if right[position]:
@@ -204,9 +210,18 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
                     _skip(rows[position])
         return [rows[position] for position in positions]
 
+    def counted(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows, those that are decided beyond the first `images` of them marked as unneeded."""
+        left, found = self.settings.images, list[Row]()
+        for row in rows:
+            decided = not row.get("skipped")
+            found.append(row | {"skipped": NOT_NEEDED} if decided and left == 0 else row)
+            left -= decided and left > 0
+        return found
+
     def summarise(self, subject: Subject, rows: Sequence[Row]) -> list[Number]:
         """Success rate, prototypes tried, and how many successes leave the class as it is."""
-        decided = [row for row in rows if not row.get("skipped")]
+        decided = [row for row in self.counted(rows) if not row.get("skipped")]
         successes = [row for row in decided if row["success"]]
         return [
             share_number(
@@ -232,7 +247,7 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
         """Clean and attacked images, the farthest move by the least noise first."""
         from protofast.audits.head_on_stomach_pictures import draw
 
-        return draw(self, subject, rows, folder)
+        return draw(self, subject, self.counted(rows), folder)
 
     def look(self, subject: Subject, positions: Sequence[int]) -> Clean:
         """The images at `positions` as they are, and their most activated prototypes."""
@@ -259,6 +274,8 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
         noisy = targets | sources if settings.noise == "target_and_source" else targets
         pixels = pixels_of_cells(noisy, size)
         reasons = _reasons(maps, sources, targets, pixels)
+        if settings.no_target == "skip_image":  # the released code attacks these, and counts them
+            reasons = ["" if reason == OUTSIDE else reason for reason in reasons]
         return Aim(prototypes, maps, sources, targets, pixels, reasons)
 
     def attack(self, subject: Subject, clean: Clean, aim: Aim) -> Moved:
@@ -378,8 +395,8 @@ def _reasons(maps: Tensor, sources: Tensor, targets: Tensor, pixels: Tensor) -> 
         (ONE_CELL, torch.full((len(maps),), flat.shape[1] == 1)),
         (FLAT, flat.amax(dim=1) == flat.amin(dim=1)),
         (EVERYWHERE, sources.flatten(1).all(dim=1)),
-        (OUTSIDE, largest(maps, ~sources) > largest(maps, sources)),
         (NO_PIXEL, ~pixels.flatten(1).any(dim=1)),
+        (OUTSIDE, largest(maps, ~sources) > largest(maps, sources)),
     )
     found = [(reason, hit.tolist()) for reason, hit in tests]
     return [next((reason for reason, hit in found if hit[place]), "") for place in range(len(maps))]

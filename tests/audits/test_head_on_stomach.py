@@ -88,7 +88,7 @@ def test_images_are_drawn_at_random_until_there_are_enough_right_ones():
     pixels = random_images(20, 28, 28)
     subject = subject_of(patch_model(), pixels, wrong=wrong, wrong_in_another=elsewhere)
     for settings, right in ((PAPER, 14), (RELEASED, 11)):
-        audit = HeadOnStomach(settings.model_copy(update={"images": 8}))
+        audit = HeadOnStomach(settings.model_copy(update={"images": 8, "spare": 0}))
         (unit,) = audit.units(subject)
         bad = set(wrong) | (set(elsewhere) if settings is RELEASED else set())
         assert len([n for n in unit if n not in bad]) == 8
@@ -103,6 +103,25 @@ def test_images_are_drawn_at_random_until_there_are_enough_right_ones():
     assert [len([n for n in unit if n not in wrong]) for unit in units] == [4, 4, 4, 2]
     other = subject_of(patch_model(), pixels, wrong=wrong, seed=1)
     assert HeadOnStomach(PAPER).units(other) != HeadOnStomach(PAPER).units(subject)
+
+
+def test_released_draws_spare_images_and_counts_the_first_that_are_decided(tmp_path):
+    full = image_of_cells((0, 0, 250), (6, 6, 250))  # the source covers every cell
+    pixels = torch.stack([full if n < 4 else image_of_cells((3, 3, 240 - n)) for n in range(12)])
+    subject = subject_of(map_model(), pixels, batch_size=4)
+    audit = _audit(RELEASED, images=3, spare=7)
+    rows = _rows(audit, subject)
+    assert len(rows) == 10
+    counted = audit.counted(rows)
+    decided = [row["image"] for row in rows if row["image"] >= 4]
+    assert [row["image"] for row in counted if not row.get("skipped")] == decided[:3]
+    assert skipped(counted)["not needed: enough decided"] == len(decided) - 3
+    assert audit.counted(counted) == counted
+    assert audit.summarise(subject, rows) == audit.summarise(subject, counted)
+    assert audit.summarise(subject, rows)[0].n == 3
+    assert len(audit.pictures(subject, rows, tmp_path)) == 3
+    assert (RELEASED.images, RELEASED.spare, PAPER.spare) == (200, 50, 0)
+    assert skipped(_audit(PAPER).counted(rows)) == skipped(rows)  # fewer than 200
 
 
 def test_only_wrong_images_give_no_number():
@@ -150,6 +169,17 @@ def test_an_image_without_a_target_is_skipped_or_goes_on():
     (row,) = _audit(RELEASED).measure(subject, [0])
     assert row["skipped"] == "source covers every cell"
     assert (row["ranks_tried"], row["passed_over"]) == (0, 1)
+
+
+def test_released_attacks_what_is_outside_the_source_already():
+    """Its code never asks; `paper` leaves such a prototype out."""
+    plateau = [(row, column, 240) for row in range(3) for column in range(3)]
+    subject = subject_of(map_model(), image_of_cells(*plateau, (5, 5, 250))[None])
+    (row,) = _audit(PAPER, source_border=True).measure(subject, [0])
+    assert row["skipped"] == "largest similarity outside the source already"
+    (row,) = _audit(RELEASED, steps=0, random_start=False).measure(subject, [0])
+    assert (row["success"], row["rank"]) == (True, 1)
+    assert row["elsewhere_before"] > row["source_before"]
 
 
 def test_released_skips_an_image_even_after_a_failure():
