@@ -54,13 +54,19 @@ def axis_for(values: Sequence[float], unit: str) -> Axis:
 
 
 def axis_of(measures: Sequence[Measure]) -> Axis:
-    """An axis for numbers with their intervals; of a share, no interval leads out of 0 to 100 %."""
+    """An axis for numbers with their intervals.
+
+    Percentages from 0 to 100 have an axis from 0 to 100, and a longer one only where an interval
+    leads out of it by more than rounding: that of a share never does, that of a mean may.
+    """
     values = [one.value for one in measures if one.value is not None]
     ends = [end for one in measures for end in (one.low, one.high) if end is not None]
     unit = measures[0].unit if measures else ""
-    if unit == "%" and all(0 <= value <= 100 for value in values):
-        ends = []
-    return axis_for([*values, *ends], unit)
+    if unit != "%" or any(not 0 <= value <= 100 for value in values):
+        return axis_for([*values, *ends], unit)
+    outside = [end for end in ends if not -0.5 < end < 100.5]
+    ticks = nice_ticks(min([0.0, *outside]), max([100.0, *outside]))
+    return Axis(ticks[0], ticks[-1], ticks, unit)
 
 
 def scale(axis: Axis) -> Markup:

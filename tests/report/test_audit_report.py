@@ -374,9 +374,15 @@ def _measure(value: float | None, low: float | None, high: float | None, unit: s
 
 
 def test_an_axis_holds_all_its_values() -> None:
-    share = axis_of([_measure(0.5, -0.4, 1.4, "%"), _measure(99.0, 97.0, 101.0, "%")])
+    share = axis_of([_measure(0.5, -0.4, 1.4, "%"), _measure(99.0, 97.0, 100.4, "%")])
     assert (share.low, share.high) == (0, 100)
     assert share.x(-0.4) == 0
+    mean = axis_of([_measure(5.0, -12.0, 22.0, "%"), _measure(40.0, 30.0, 50.0, "%")])
+    assert -100 < mean.low <= -12
+    assert 0 < mean.x(-12.0) < mean.x(0.0) < mean.x(22.0) < 100
+    assert 0.0 in mean.ticks
+    above = axis_of([_measure(80.0, 50.0, 120.0, "%")])
+    assert (above.low, above.x(120.0) <= 100, above.high >= 120) == (0, True, True)
     fall = axis_for([-3.0, -60.0], "%")
     assert (fall.low, fall.high) == (-100, 0)
     both = axis_of([_measure(-1.0, -2.5, 0.5, ""), _measure(3.0, None, None, "")])
