@@ -133,6 +133,12 @@ def radius(result: Result) -> str:
     return f"{words.number(steps, 0 if abs(steps - round(steps)) < 1e-6 else 1)}/255"
 
 
+def _in_steps(result: Result) -> str:
+    """`` in 10 steps``; nothing where the settings do not say how many."""
+    steps = result.settings.get("steps")
+    return f" in {words.count(steps, 'step')}" if type(steps) is int and steps > 0 else ""
+
+
 def _of(result: Result, key: str) -> Measure | None:
     measure = result.numbers.get(key)
     return None if measure is None or measure.value is None else measure
@@ -171,7 +177,7 @@ def _robust_verdict(result: Result) -> str | None:
     verb = "" if clean is not None else "names "
     size = radius(result)
     noise = f"changes of at most {size} per pixel" if size else "small changes of the pixels"
-    return f"{before}{verb}{_stated(attacked)} when {noise} are made against it"
+    return f"{before}{verb}{_stated(attacked)} when {noise} are made against it{_in_steps(result)}"
 
 
 def _head_verdict(result: Result) -> str | None:
@@ -238,14 +244,20 @@ SUBJECTS = (
         short="Accuracy under attack",
         question="Does the network keep to its class when pixels are changed against it?",
         method=(
-            "Each image that is named rightly is attacked by ten steps of projected gradient "
-            "descent (PGD-10) that raise the error of the class, within a radius that hardly shows."
+            "Each image that is named rightly is attacked by projected gradient descent that "
+            "raises the error of the class, within a radius that hardly shows; in the paper by ten "
+            "steps of it (PGD-10)."
         ),
         low="The class itself can be changed at will, whatever the explanation says.",
         high="The class survives this attack. That says nothing yet of the explanation.",
         main="adversarial_accuracy",
         verdict=_robust_verdict,
         charted=("clean_accuracy", "adversarial_accuracy"),
+        protocols={
+            "paper": "an image that is named wrongly as it is counts as wrong under attack too",
+            "released": "as the authors’ code does, every image is attacked and the image itself "
+            "is not looked at, so noise may set a wrong one right",
+        },
         tables=(ACCURACY,),
     ),
     Subject(
@@ -281,10 +293,11 @@ SUBJECTS = (
         short="JPEG artefacts",
         question="Does a prototype’s likeness rest on artefacts that no heat map shows?",
         method=(
-            "Images of half the classes are compressed by JPEG in training and test. Then the "
-            "artefacts are removed from the test images: what the network called “this looks like "
-            "that” stays in the picture, and the similarity should stay too (Hoffmann et al. 2021, "
-            "section 4)."
+            "Test images of half the classes are compressed by JPEG: of a network that was trained "
+            "on such images, those of the same classes. Then the artefacts are removed: what the "
+            "network called “this looks like that” stays in the picture, and the similarity "
+            "should stay too (Hoffmann et al. 2021, section 4). Only a network that was trained so "
+            "can have learned the artefacts as a mark of the class."
         ),
         low=(
             "Far below zero: much of the similarity was compression artefacts, which the heat map "

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from protofast.report import words
 from protofast.report.audit_files import AuditedModel, AuditFiles, Measure, Result
 from protofast.report.audit_subjects import LABELS, Subject, amount, interval, with_unit
-from protofast.report.published import ACCURACY, HEAD_ON_STOMACH, Published, PublishedTable
+from protofast.report.published import (
+    ACCURACY,
+    HEAD_ON_STOMACH,
+    JPEG,
+    JPEG_AUGMENTED,
+    Published,
+    PublishedTable,
+)
+
+# Tables of networks of a special training: the setting that says so, and its value without.
+_SPECIAL = {
+    JPEG.name: (("data", "jpeg", "compressed"), "none"),
+    JPEG_AUGMENTED.name: (("training", "jpeg", "probability"), 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,21 @@ def trained_with(model: AuditedModel) -> str:
     return f"with {', '.join(model.defences)}" if model.defences else ""
 
 
+def _remark(table: PublishedTable, model: AuditedModel) -> str:
+    """How a model was trained, and whether that is not what the table is about."""
+    remarks = [trained_with(model)]
+    if table.name in _SPECIAL:
+        path, without = _SPECIAL[table.name]
+        value: object = model.facts.get("settings")
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:
+            remarks.append("it is not known whether it was trained so")
+        elif value == without:
+            remarks.append("not trained so")
+    return "; ".join(filter(None, remarks))
+
+
 def paper_table(
     table: PublishedTable,
     audit: AuditFiles,
@@ -137,17 +165,27 @@ def _our_row(
     for key, _ in table.columns:
         measure = result.numbers.get(key) if result is not None else None
         if measure is None and table in (ACCURACY, HEAD_ON_STOMACH):
-            measure = _accuracy_audited(audit, model, key)
+            measure = _accuracy_audited(audit, model, key, result.protocol if result else None)
         cells.append(cell_of(measure))
-    return TableRow(model.name, trained_with(model), cells)
+    return TableRow(model.name, _remark(table, model), cells)
 
 
-def _accuracy_audited(audit: AuditFiles, model: AuditedModel, key: str) -> Measure | None:
-    """A number of the model's audit of accuracy, which stands beside others in Tables 1 and 3."""
-    for result in audit.results:
-        if result.audit == "robust_accuracy" and result.model is model and key in result.numbers:
-            return result.numbers[key]
-    return None
+def _accuracy_audited(
+    audit: AuditFiles, model: AuditedModel, key: str, protocol: str | None
+) -> Measure | None:
+    """A number of the model's audit of accuracy, which stands beside others in Tables 1 and 3.
+
+    It is of the group's own protocol; the audit knows no `targeted`, whose group has that of
+    `paper`. Where no protocol is asked for, the paper's comes first.
+    """
+    found = {
+        result.protocol: result.numbers[key]
+        for result in audit.results
+        if result.audit == "robust_accuracy" and result.model is model and key in result.numbers
+    }
+    if protocol is None:
+        return found.get("paper", next(iter(found.values()), None))
+    return found.get("paper" if protocol == "targeted" else protocol)
 
 
 # ----- the opening table -----

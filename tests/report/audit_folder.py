@@ -26,7 +26,11 @@ _MODELS = (
         "metric": "squared_l2",
         "similarity": "log",
         "accuracy": 0.967,
-        "settings": {"model": {"backbone": "small", "depth": 64}, "training": {"batch_size": 40}},
+        "settings": {
+            "model": {"backbone": "small", "depth": 64},
+            "data": {"jpeg": {"compressed": "none"}},
+            "training": {"batch_size": 40, "jpeg": {"probability": 0.0}},
+        },
         "defences": [],
     },
     {
@@ -39,22 +43,29 @@ _MODELS = (
         "metric": "squared_l2",
         "similarity": "log",
         "accuracy": 0.943,
-        "settings": {"model": {"backbone": "small", "depth": 64}, "training": {"batch_size": 40}},
+        "settings": {
+            "model": {"backbone": "small", "depth": 64},
+            "data": {"jpeg": {"compressed": "half"}},
+            "training": {"batch_size": 40, "jpeg": {"probability": 0.0}},
+        },
         "defences": ["adversarial", "alignment", "masking"],
     },
 )
 # audit, title, protocol, settings, and of each number: key, label, unit, better, typical values
 # of the two models, whether it is a share of images, whether the table has a column of it.
 _AUDITS: tuple[tuple[str, str, str, dict[str, Any], tuple[tuple[Any, ...], ...]], ...] = (
-    (
-        "robust_accuracy",
-        "Accuracy under attack",
-        "paper",
-        {"protocol": "paper", "epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10},
+    *(
         (
-            ("clean_accuracy", "Accuracy on clean images", "%", "higher", (96.7, 94.3), True),
-            ("adversarial_accuracy", "Accuracy under PGD-10", "%", "higher", (3.0, 61.0), True),
-        ),
+            "robust_accuracy",
+            "Accuracy under attack",
+            protocol,
+            {"protocol": protocol, "epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10},
+            (
+                ("clean_accuracy", "Accuracy on clean images", "%", "higher", (96.7, 94.3), True),
+                ("adversarial_accuracy", "Accuracy under PGD-10", "%", "higher", right, True),
+            ),
+        )
+        for protocol, right in (("paper", (3.0, 61.0)), ("released", (7.0, 66.0)))
     ),
     *(
         (

@@ -129,6 +129,89 @@ def test_published_numbers_stand_under_the_protocol_that_they_measure(audited: P
     )
 
 
+def _paper_table(html: str, name: str) -> dict[str, dict[str, str]]:
+    """Each of our rows as plain text, by protocol and model."""
+    tables = re.findall(r'<figure class="paper-table">.*?</figure>', html, re.S)
+    (table,) = [table for table in tables if name in table]
+    rows: dict[str, dict[str, str]] = {}
+    for group in table.split("<tbody>")[1:]:
+        shown = re.search(r'<tr class="group">.*?</tr>', group, re.S)
+        protocol = "" if shown is None else _plain(_Page(shown[0]).text).split()[0]
+        for row in re.findall(r"<tr>.*?</tr>", group, re.S):
+            text = _plain(_Page(row).text)
+            rows.setdefault(protocol, {})[text.split()[0]] = text
+    return rows
+
+
+def test_accuracy_under_attack_stands_under_its_own_protocol(audit: Path) -> None:
+    content = _content(audit)
+    said = {
+        (protocol, name): _number(
+            _result(content, "robust_accuracy", protocol, model), "adversarial_accuracy"
+        )
+        for protocol in ("paper", "released")
+        for model, name in enumerate(("standard", "aligned"))
+    }
+    for place, number in enumerate(said.values()):
+        number["value"] = 11.1 + 20 * place
+    _write(audit, content)
+    rows = _paper_table(build_audit_report(audit).read_text("utf-8"), "2021, Table 3")
+    assert set(rows) == {"paper", "released", "targeted"}
+    for protocol in rows:
+        for name in ("standard", "aligned"):
+            own = "paper" if protocol == "targeted" else protocol
+            for key, number in said.items():
+                assert (f"{number['value']:.1f}" in rows[protocol][name]) == (key == (own, name))
+
+
+def test_accuracy_under_attack_is_missing_where_its_protocol_was_not_run(audit: Path) -> None:
+    content = _content(audit)
+    number = _number(_result(content, "robust_accuracy", "paper"), "adversarial_accuracy")
+    number["value"] = 13.7
+    content["audits"] = [
+        one
+        for one in content["audits"]
+        if (one["audit"], one["protocol"]) != ("robust_accuracy", "released")
+    ]
+    _write(audit, content)
+    rows = _paper_table(build_audit_report(audit).read_text("utf-8"), "2021, Table 3")
+    assert "13.7" in rows["paper"]["standard"]
+    assert "13.7" not in rows["released"]["standard"]
+    assert rows["released"]["standard"].count("\N{EN DASH}") == 2
+
+
+def test_rows_of_another_training_than_the_tables_say_so(audit: Path) -> None:
+    content = _content(audit)
+    html = build_audit_report(audit).read_text("utf-8")
+    for rows in _paper_table(html, "2021, Table 2").values():
+        assert "not trained so" in rows["standard"]
+        assert "trained so" not in rows["aligned"]
+    for rows in _paper_table(html, "2021, Table 4").values():
+        assert "not trained so" in rows["standard"]
+        assert "adversarial, alignment, masking; not trained so" in rows["aligned"]
+    assert "trained so" not in str(_paper_table(html, "Sacha et al. 2024"))
+    content["models"][0]["settings"] = None
+    _write(audit, content)
+    rows = _paper_table(build_audit_report(audit).read_text("utf-8"), "2021, Table 2")["paper"]
+    assert "it is not known whether it was trained so" in rows["standard"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [(10, "against it in 10 steps."), (1, "against it in 1 step."), ("ten", "against it.")],
+)
+def test_the_steps_of_an_attack_are_those_of_its_settings(
+    audit: Path, steps: object, said: str
+) -> None:
+    content = _content(audit)
+    for model in (0, 1):
+        _result(content, "robust_accuracy", "paper", model)["settings"]["steps"] = steps
+    _write(audit, content)
+    text = _plain(_page(audit).text)
+    assert text.count(said) == 2
+    assert "noise may set a wrong one right" in text
+
+
 def test_published_numbers_are_shown_where_ours_lack_their_protocol(audit: Path) -> None:
     content = _content(audit)
     content["audits"] = [one for one in content["audits"] if one["protocol"] == "paper"]
@@ -145,7 +228,8 @@ def test_what_was_left_out_is_counted(audit: Path) -> None:
     _result(content, "jpeg", "released")["skipped"] = {}
     _result(content, "jpeg", "released", 1)["skipped"] = {}
     for model in (0, 1):
-        _result(content, "robust_accuracy", "paper", model)["skipped"] = {}
+        for protocol in ("paper", "released"):
+            _result(content, "robust_accuracy", protocol, model)["skipped"] = {}
     _write(audit, content)
     text = _plain(_page(audit).text)
     assert "standard paper 17 of 121 rows: already wrong" in text
@@ -231,7 +315,11 @@ def _nothing_measured(content: dict[str, Any]) -> None:
 
 
 def _no_pictures(content: dict[str, Any]) -> None:
-    content["audits"][5]["pictures"] = [{"files": {}}, {"files": {"clean": 3}}, None]
+    _result(content, "jpeg", "released")["pictures"] = [
+        {"files": {}},
+        {"files": {"clean": 3}},
+        None,
+    ]
 
 
 def _wrong_kinds(content: dict[str, Any]) -> None:
