@@ -25,6 +25,7 @@ from protofast.audits.summary import (
     describe_audit,
     environment,
     settings_text,
+    sources_checksum,
     version,
 )
 from protofast.data import Batches, ImageSet
@@ -333,6 +334,8 @@ class _Work:
         shared = {
             "format": FORMAT,
             "protofast": version(),
+            "sources": sources_checksum(),
+            "torch": str(torch.__version__),
             "data": self.data,
             "seed": self.seed,
             "batch_size": self.batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,8 @@ class AuditedModel:
     Attributes:
         name: What to call it; part of file names.
         model: Any prototype model, on the device to compute on. An audit leaves it as it was.
-        sha256: Of the file its weights come from; empty for a model without, whose weights are
-            looked at themselves.
+        sha256: Of the file its weights come from; empty for a model without, which is looked at
+            itself.
         run: The run folder it comes from, if any.
         checkpoint: Which of the run's.
         facts: The run's settings as a nested mapping, if any.
@@ -44,8 +45,8 @@ class AuditedModel:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the checkpoint, or else of the weights."""
-        return self.sha256 or weights_checksum(self.model)
+        """SHA-256 of the checkpoint, or else of the model."""
+        return self.sha256 or model_checksum(self.model)
 
 
 def check_models(models: Sequence[AuditedModel], images: ImageSet) -> None:
@@ -92,9 +93,22 @@ def still(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(asked)
 
 
-def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, with their names, dtypes and shapes."""
-    said = hashlib.sha256(type(model).__name__.encode())
+def model_checksum(model: PrototypeModel) -> str:
+    """SHA-256 of what tells a model from others: weights, class, and what it says it was made with.
+
+    Weights are parameters and buffers, with their names, dtypes and shapes. Two models of one class
+    with the same weights can still compute different things (another similarity, say): these are
+    told apart if the class has a `config` that says so, as `ProtoPNet` has.
+    """
+    kind = type(model)
+    described = [
+        f"{kind.__module__}.{kind.__qualname__}",
+        model.num_classes,
+        model.num_channels,
+        model.input_size,
+        getattr(model, "config", None),
+    ]
+    said = hashlib.sha256(json.dumps(described, sort_keys=True, default=repr).encode())
     for name, tensor in model.state_dict().items():
         whole = tensor.detach().cpu().contiguous()
         said.update(f"{name} {whole.dtype} {list(whole.shape)};".encode())

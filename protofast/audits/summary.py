@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -106,6 +108,18 @@ def version() -> str | None:
         return version_of("protofast")
     except PackageNotFoundError:
         return None
+
+
+@functools.cache
+def sources_checksum() -> str:
+    """SHA-256 of the sources that rows come from, so that those of older code are not kept."""
+    package = Path(__file__).parents[1]
+    files = [*package.glob("audits/*.py"), *package.glob("attacks/*.py"), package / "heatmaps.py"]
+    said = hashlib.sha256()
+    for file in sorted(files):
+        said.update(f"{file.relative_to(package)};".encode())
+        said.update(hashlib.sha256(file.read_bytes()).digest())
+    return said.hexdigest()
 
 
 def _model(

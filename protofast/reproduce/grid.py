@@ -3,6 +3,7 @@
 ```
 plan.toml                 what the grid consists of
 runs/<model>-<seed>/      a training run each
+runs/<model>-<seed>.start of a model that starts from another: SHA-256 of the checkpoint it had
 audits/<audit>-<seed>/    an audit folder each
 ```
 
@@ -101,7 +102,9 @@ class Grid:
 
     def done(self, cell: Cell) -> bool:
         """Whether a cell is finished."""
-        return _is_trained(cell.path) if cell.work == "train" else self._audited(cell)
+        if cell.work == "audit":
+            return self._audited(cell) is not None
+        return _is_trained(cell.path) and self._starts_from(cell) is not False
 
     def carry_out(self, train: Train, audit: AuditRuns, tell: Callable[[str], None]) -> int:
         """Do all cells that are not done; the exit code of the first that ends with another than 0.
@@ -112,18 +115,21 @@ class Grid:
             tell: Called with a line before each cell that is to be done.
 
         Raises:
-            SettingsError: A run that is there was made with other settings.
+            SettingsError: A run that is there was made with other settings, or goes on from a
+                training that has been done anew.
         """
         self._adopt()
         cells = list(self.cells())
         for cell in cells:
             if cell.work == "train":
                 self._check_settings(cell)
+                self._check_start(cell)
         for number, cell in enumerate(cells, start=1):
             if self.done(cell):
                 continue
             tell(f"{number} of {len(cells)}: {cell.label}")
             if cell.work == "train":
+                self._check_start(cell)
                 start = self._start_of(cell)
                 settings = self.plan.settings(cell.name, cell.seed, self.data, start)
                 code = train(settings, cell.path, (cell.path / "settings.toml").is_file())
@@ -138,7 +144,7 @@ class Grid:
     def results(self) -> Iterator[tuple[Cell, dict[str, Any]]]:
         """What ``audit.json`` says of each audit that is done."""
         for cell in self.cells():
-            said = _read(cell.path / "audit.json") if cell.work == "audit" else None
+            said = self._audited(cell) if cell.work == "audit" else None
             if said is not None:
                 yield cell, said
 
@@ -166,6 +172,37 @@ class Grid:
         folder = RunFolder.open(self.run(start, cell.seed))
         return folder.file(folder.resolve(self.plan.checkpoint))
 
+    def _start_now(self, cell: Cell) -> str | None:
+        """SHA-256 of the checkpoint that a model would start from; None if it is not there yet."""
+        start = self.plan.models[cell.name].start
+        if start is None or not _is_trained(self.run(start, cell.seed)):
+            return None
+        folder = RunFolder.open(self.run(start, cell.seed))
+        return sha256_of(folder.checkpoints / f"{folder.resolve(self.plan.checkpoint)}.safetensors")
+
+    def _starts_from(self, cell: Cell) -> bool | None:
+        """Whether a model started from what the run of its `start` holds; None if not known."""
+        now, note = self._start_now(cell), _note(cell)
+        if now is None or not note.is_file():
+            return None
+        return note.read_text(encoding="utf-8", errors="replace").strip() == now
+
+    def _check_start(self, cell: Cell) -> None:
+        """Note where a model starts from; raise SettingsError if it started from something else.
+
+        A run without a note is taken for one of the start that is there.
+        """
+        if (cell.path / "settings.toml").is_file() and self._starts_from(cell) is False:
+            start = f"{self.plan.models[cell.name].start}-{cell.seed}"
+            raise SettingsError(
+                f"{cell.path} was trained from another {start}, which has been trained anew since; "
+                "delete it, so that it is trained from this one"
+            )
+        now = self._start_now(cell)
+        if now is not None and self._starts_from(cell) is not True:
+            cell.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(_note(cell), now + "\n")
+
     def _audit_plan(self, cell: Cell) -> AuditPlan:
         return next(audit for audit in self.plan.audits if audit.name == cell.name)
 
@@ -182,10 +219,18 @@ class Grid:
                 "take the plan back, or choose another folder (--out)"
             )
 
-    def _audited(self, cell: Cell) -> bool:
+    def _audited(self, cell: Cell) -> dict[str, Any] | None:
+        """What ``audit.json`` says, if all that is wanted was measured of the runs as they are.
+
+        One that is damaged, or of other models than the plan's, is as good as none.
+        """
         said = _read(cell.path / "audit.json")
-        if said is None:
-            return False
+        try:
+            return said if said is not None and self._is_wanted(cell, said) else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def _is_wanted(self, cell: Cell, said: dict[str, Any]) -> bool:
         wanted = self._audit_plan(cell)
         expected = [
             (model, audit.name, audit.settings.model_dump(mode="json"))
@@ -205,8 +250,10 @@ class Grid:
             )
             for each in said["audits"]
         ]
+        names = [self.run(model, cell.seed).name for model in wanted.models]
         return (
             said["seed"] == cell.seed
+            and [described["name"] for described in said["models"]] == names
             and all(each in found for each in expected)
             and all(
                 self._is_current(model, cell.seed, described)
@@ -217,7 +264,7 @@ class Grid:
     def _is_current(self, model: str, seed: int, described: dict[str, Any]) -> bool:
         """Whether an audited model is still the one that the run holds."""
         path = self.run(model, seed)
-        if not path.is_dir():  # taken away to save room
+        if not path.is_dir():  # of a grid whose numbers alone were brought here
             return True
         folder = RunFolder.open(path)
         try:
@@ -241,10 +288,15 @@ def _is_trained(path: Path) -> bool:
     return find_place(steps, place["key"], under_way=place["batch"] > 0) == len(steps)
 
 
+def _note(cell: Cell) -> Path:
+    """Where it is written down which checkpoint a model started from."""
+    return cell.path.with_name(f"{cell.path.name}.start")
+
+
 def _read(file: Path) -> dict[str, Any] | None:
-    """An ``audit.json``; None if there is none yet."""
+    """An ``audit.json``; None if there is none yet, or half of one."""
     try:
-        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        said = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
-    return said
+    return said if isinstance(said, dict) else None

@@ -222,6 +222,31 @@ def test_other_weights_make_that_model_anew(run: Run, models: list[AuditedModel]
 
 
 @pytest.mark.usefixtures("finished")
+@pytest.mark.parametrize("change", [{"similarity": "linear"}, {"eps": 1e-2}], ids=str)
+def test_the_same_weights_that_compute_something_else_make_that_model_anew(
+    run: Run, models: list[AuditedModel], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    before = models[1].model
+    other = type(before).from_config({**before.config, **change})
+    other.load_state_dict(before.state_dict())
+    changed = [models[0], AuditedModel(name="b", model=other)]
+    result, audit = run(models=changed)
+    assert len(audit.measured) == UNITS
+    fresh, _ = run(models=changed, out=tmp_path / "fresh")
+    assert timeless(result.folder) == timeless(fresh.folder)
+
+
+@pytest.mark.usefixtures("finished")
+@pytest.mark.parametrize("other", ["sources_checksum", "version"])
+def test_rows_of_other_code_are_made_anew(
+    run: Run, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    monkeypatch.setattr(f"protofast.audits.runner.{other}", lambda: "another")
+    _, audit = run()
+    assert len(audit.measured) == 2 * UNITS
+
+
+@pytest.mark.usefixtures("finished")
 def test_other_pixels_make_all_anew(run: Run, birds: ImageSet) -> None:
     pixels = torch.stack([birds.image(at) for at in range(IMAGES)])
     pixels[5, 0, 0, 0] ^= 1

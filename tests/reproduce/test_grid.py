@@ -139,6 +139,88 @@ def test_other_weights_are_audited_anew(finished, tmp_path):
     assert not grid.done(audit)
 
 
+def test_a_model_whose_start_was_trained_anew_is_not_done(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    shutil.rmtree(grid.run("standard", 0))
+    shutil.copytree(grid.run("standard", 1), grid.run("standard", 0))  # trained, but to others
+    settings = grid.run("standard", 0) / "settings.toml"
+    settings.write_text((finished[0].run("standard", 0) / "settings.toml").read_text())
+    missing = [cell.path.name for cell in grid.cells() if not grid.done(cell)]
+    assert missing == ["aligned-0", "accuracy-0"]
+    workshop = Workshop()
+    with pytest.raises(
+        SettingsError, match=r"aligned-0 was trained from another standard-0.*delet"
+    ):
+        workshop.carry_out(grid)
+    assert workshop.did == []
+    shutil.rmtree(grid.run("aligned", 0))
+    assert workshop.carry_out(grid) == 0
+    assert workshop.did == ["train aligned-0", "audit accuracy-0"]
+    assert all(grid.done(cell) for cell in grid.cells())
+
+
+def test_a_start_that_is_trained_anew_now_is_found_before_anything_goes_on_from_it(
+    finished, tmp_path
+):
+    grid = copy_of(finished[0], tmp_path)
+    shutil.rmtree(grid.run("standard", 0))
+    workshop = Workshop()
+    with pytest.raises(SettingsError, match="aligned-0 was trained from another standard-0"):
+        workshop.carry_out(grid)
+    assert workshop.did == ["train standard-0"]
+
+
+def test_runs_without_a_note_of_their_start_are_taken_as_they_are(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    notes = sorted(grid.folder.glob("runs/*.start"))
+    before = [note.read_text() for note in notes]
+    assert [note.name for note in notes] == ["aligned-0.start", "aligned-1.start"]
+    for note in notes:
+        note.unlink()
+    assert all(grid.done(cell) for cell in grid.cells())
+    workshop = Workshop()
+    assert workshop.carry_out(grid) == 0
+    assert workshop.did == []
+    assert [note.read_text() for note in notes] == before
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda said: "[]",
+        lambda said: "null",
+        lambda said: json.dumps(said)[:-40],
+        lambda said: "",
+        lambda said: json.dumps({**said, "models": said["models"][:1]}),
+        lambda said: json.dumps({**said, "models": [None, None]}),
+        lambda said: json.dumps({**said, "audits": {"0": 1}}),
+        lambda said: json.dumps({"seed": 0}),
+        lambda said: json.dumps({**said, "models": said["models"][::-1]}),
+    ],
+    ids=["list", "null", "half", "empty", "one model", "none", "table", "little", "reversed"],
+)
+def test_a_damaged_audit_has_no_numbers_and_is_not_done(finished, tmp_path, spoil):
+    grid = copy_of(finished[0], tmp_path)
+    file = grid.folder / "audits" / "accuracy-0" / "audit.json"
+    file.write_text(spoil(json.loads(file.read_text())))
+    assert [cell.path.name for cell in grid.cells() if not grid.done(cell)] == ["accuracy-0"]
+    assert [cell.path.name for cell, _ in grid.results()] == ["accuracy-1"]
+    write_page([grid], tmp_path / "page.md")
+    assert "5 of 6" in (tmp_path / "page.md").read_text()
+
+
+def test_numbers_of_another_order_of_models_are_not_taken_over(finished, tmp_path):
+    text = PLAN.replace('["standard", "aligned"]', '["aligned", "standard"]')
+    (tmp_path / "other.toml").write_text(text)
+    grid = copy_of(finished[0], tmp_path, load_plan(tmp_path / "other.toml"))
+    assert list(grid.results()) == []
+    workshop = Workshop()
+    assert workshop.carry_out(grid) == 0
+    assert workshop.did == ["audit accuracy-0", "audit accuracy-1"]
+    models = [[model["name"] for model in said["models"]] for _, said in grid.results()]
+    assert models == [["aligned-0", "standard-0"], ["aligned-1", "standard-1"]]
+
+
 def test_a_training_that_was_killed_before_its_first_checkpoint_is_not_done(finished, tmp_path):
     grid = copy_of(finished[0], tmp_path)
     for file in (grid.run("aligned", 1) / "checkpoints").iterdir():
