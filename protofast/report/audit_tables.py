@@ -78,10 +78,9 @@ def _published_cell(table: PublishedTable, row: Published, key: str) -> Cell:
     value = row.values.get(key)
     if value is None:
         return EMPTY
-    digits = max(table.digits, 1 if round(value, 1) == value else 2)
     spread = row.spreads.get(key)
     remark = "" if spread is None else f"± {words.number(spread, 1)}"
-    return Cell(words.number(value, digits), remark)
+    return Cell(words.number(value, table.digits_of(value)), remark)
 
 
 def _published_rows(table: PublishedTable) -> list[TableRow]:

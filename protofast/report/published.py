@@ -53,6 +53,10 @@ class PublishedTable:
     notes: tuple[str, ...]
     digits: int = 1
 
+    def digits_of(self, value: float) -> int:
+        """Decimals to write a number with, so that it stands as it was published."""
+        return max(self.digits, 1 if round(value, 1) == value else 2)
+
 
 _CUB = "CUB-200-2011: 200 kinds of birds, photographs cropped to the bird"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from protofast.reproduce.claims import Direction, Side
+from protofast.reproduce.claims import ALL_IMAGES, Direction, Side
 from protofast.reproduce.grid import Grid
 
 Key = tuple[str, str, str, str]  # model, audit, protocol, key of the number
@@ -17,12 +17,14 @@ class Results:
     """What came out of a grid.
 
     Attributes:
-        values: For each number, its value by seed.
+        values: For each number, its value by seed; a model's accuracy on all test images, in per
+            cent, stands as its ``accuracy`` under the audit `ALL_IMAGES` and no protocol.
         counts: For each number, the images that it was measured on, by seed.
         settings: For each audit and protocol, the settings it was run with.
         skipped: For each model, audit and protocol, the rows without a result, by reason.
         models: Facts of each model by name, from the first seed that has it.
         data: Facts of the images; empty before anything is done.
+        audited: For each audit, the models that the plan has it look at.
     """
 
     values: dict[Key, dict[int, float]] = field(default_factory=dict)
@@ -31,9 +33,12 @@ class Results:
     skipped: dict[tuple[str, str, str], dict[str, int]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    audited: dict[str, set[str]] = field(default_factory=dict)
 
     def protocols(self, audit: str) -> list[str]:
         """Under which protocols an audit was run, in their order."""
+        if audit == ALL_IMAGES:
+            return [""]
         return [protocol for name, protocol in self.settings if name == audit]
 
     def at(self, audit: str, protocol: str, side: Side) -> dict[int, float]:
@@ -46,11 +51,16 @@ def gather(grid: Grid) -> Results:
     """The numbers of all audits that are done."""
     results = Results()
     plans = {audit.name: audit for audit in grid.plan.audits}
+    for plan in grid.plan.audits:
+        for audit in (*plan.audits, ALL_IMAGES):
+            results.audited.setdefault(audit, set()).update(plan.models)
     for cell, said in grid.results():
         names = plans[cell.name].models
         results.data = results.data or said["data"]
         for name, described in zip(names, said["models"], strict=True):
             results.models.setdefault(name, described)
+            key = (name, ALL_IMAGES, "", "accuracy")
+            results.values.setdefault(key, {})[cell.seed] = 100 * described["accuracy"]
         for entry in said["audits"]:
             model, which = names[entry["model"]], (entry["audit"], entry["protocol"])
             results.settings.setdefault(which, entry["settings"])
@@ -71,14 +81,16 @@ class Outcome:
 
     Attributes:
         direction: Which.
-        protocol: Under which protocol.
+        protocol: Under which protocol; empty for numbers that have none.
+        sides: The numbers that decided it.
         held: Seeds in which it holds.
         seeds: Seeds in which all its numbers were measured.
-        numbers: The numbers that decide it, means over these seeds.
+        numbers: Their means over these seeds.
     """
 
     direction: Direction
     protocol: str
+    sides: tuple[Side, ...]
     held: int
     seeds: int
     numbers: tuple[float, ...]
@@ -87,15 +99,14 @@ class Outcome:
 def outcomes(direction: Direction, results: Results) -> list[Outcome]:
     """One for each protocol under which its audit was run; none where numbers are missing."""
     found = []
+    sides = direction.sides_among(results.audited.get(direction.audit, set()))
     for protocol in results.protocols(direction.audit):
-        if protocol not in (direction.protocols or (protocol,)):
-            continue
-        sides = [results.at(direction.audit, protocol, side) for side in direction.sides]
-        seeds = sorted(set.intersection(*(set(side) for side in sides)))
+        values = [results.at(direction.audit, protocol, side) for side in sides]
+        seeds = sorted(set.intersection(*(set(each) for each in values)))
         if seeds:
-            held = sum(bool(direction.holds(*(side[seed] for side in sides))) for seed in seeds)
-            means = tuple(fmean(side[seed] for seed in seeds) for side in sides)
-            found.append(Outcome(direction, protocol, held, len(seeds), means))
+            held = sum(bool(direction.holds(*(each[seed] for each in values))) for seed in seeds)
+            means = tuple(fmean(each[seed] for seed in seeds) for each in values)
+            found.append(Outcome(direction, protocol, sides, held, len(seeds), means))
     return found
 
 

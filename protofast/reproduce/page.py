@@ -110,18 +110,18 @@ def _said(outcome: Outcome) -> list[str]:
         verdict = f"**in {outcome.held} of {seeds}**"
     unit = f" {outcome.direction.unit}" if outcome.direction.unit else ""
     return [
-        f"`{outcome.protocol}`",
+        f"`{outcome.protocol}`" if outcome.protocol else "-",
         verdict,
         "; ".join(
             f"{model}: {short(number)}{unit}" + ("" if _is_alone(outcome) else f" ({key})")
-            for (model, key), number in zip(outcome.direction.sides, outcome.numbers, strict=True)
+            for (model, key), number in zip(outcome.sides, outcome.numbers, strict=True)
         ),
     ]
 
 
 def _is_alone(outcome: Outcome) -> bool:
     """Whether all of a direction's numbers are of one kind, so that its words say which."""
-    return len({key for _, key in outcome.direction.sides}) == 1
+    return len({key for _, key in outcome.sides}) == 1
 
 
 def _remarks(found: Found) -> Iterator[str]:
@@ -177,9 +177,8 @@ def _published(table: PublishedTable) -> Iterator[str]:
         cells = []
         for key, _ in table.columns:
             value, plus = row.values.get(key), row.spreads.get(key)
-            cells.append(
-                "-" if value is None else f"{value}" + (f" ± {plus}" if plus is not None else "")
-            )
+            said = "-" if value is None else f"{value:.{table.digits_of(value)}f}"
+            cells.append(said if plus is None else f"{said} ± {plus:.1f}")
         rows.append([_ascii(row.model), *cells, _ascii(row.note)])
     with_notes = any(row[-1] for row in rows)
     heads = ["", *(_ascii(head) for _, head in table.columns), *(["remark"] if with_notes else [])]

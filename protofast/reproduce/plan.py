@@ -100,8 +100,9 @@ class Plan(_Frozen):
         checkpoint: Which checkpoint is audited. ``latest`` is the end of the training, which was
             not chosen by the test images.
         set: Settings of all models.
-        models: By name. The page knows ``standard``, ``adversarial``, ``jpeg``,
-            ``jpeg-augmented`` and ``aligned``, and compares these.
+        models: By name. The page knows ``standard``, ``longer``, ``adversarial``, ``jpeg``,
+            ``jpeg-augmented``, ``jpeg-and-augmented``, ``masking`` and ``aligned``, and compares
+            these.
         audits: What is measured.
         notes: Paragraphs on what is particular about this grid.
         remarks: By the key of a direction (see :mod:`protofast.reproduce.claims`): what to say

@@ -40,8 +40,11 @@ def grid(tmp_path):
     return Grid(load_plan(tmp_path / "plan.toml"), tmp_path)
 
 
-def put(grid, name, seed, entries):
-    """Write what an audit of `name` would have: {(model, audit, protocol): {key: value}}."""
+def put(grid, name, seed, entries, accuracies=()):
+    """Write what an audit of `name` would have: {(model, audit, protocol): {key: value}}.
+
+    `accuracies` are those on all test images, by model; 0.5 for others.
+    """
     (plan,) = [each for each in grid.plan.audits if each.name == name]
     settings = {
         (audit.name, audit.settings.protocol): audit.settings.model_dump(
@@ -68,6 +71,8 @@ def put(grid, name, seed, entries):
         for (model, audit, protocol), numbers in {**everything, **entries}.items()
     ]
     models = [{"name": f"{model}-{seed}", "prototypes": 10, "classes": 5} for model in plan.models]
+    for model, described in zip(plan.models, models, strict=True):
+        described["accuracy"] = dict(accuracies).get(model, 0.5)
     said = {"seed": seed, "data": {"description": "birds", "images": 53}, "models": models}
     folder = grid.folder / "audits" / f"{name}-{seed}"
     folder.mkdir(parents=True)
@@ -182,6 +187,81 @@ def test_augmentation_is_judged_by_the_gap_it_closes(grid):
     assert not direction.holds(80, 80, 80, 79)
     results = gather(grid)
     assert outcomes(direction, results) == []
+
+
+LONGER = """
+name = "birds3"
+title = "Birds that went on learning"
+recipe = "demo"
+seeds = [0]
+[models.standard]
+[models.longer]
+start = "standard"
+[models.adversarial]
+start = "standard"
+parts = ["adversarial"]
+[models.aligned]
+start = "standard"
+parts = ["aligned"]
+[[audits]]
+name = "head-on-stomach"
+models = ["standard", "longer", "adversarial"]
+audits = ["head_on_stomach"]
+[[audits]]
+name = "misalignment"
+models = ["standard", "longer", "aligned"]
+audits = ["spatial_misalignment", "robust_accuracy"]
+"""
+
+
+@pytest.fixture
+def longer(tmp_path):
+    (tmp_path / "plan.toml").write_text(LONGER)
+    return Grid(load_plan(tmp_path / "plan.toml"), tmp_path)
+
+
+def test_a_defence_is_compared_with_as_many_epochs_without_it(longer):
+    rates = {"standard": 96.0, "longer": 50.0, "adversarial": 40.0}
+    entries = {
+        (model, "head_on_stomach", "paper"): {"success_rate": rate} for model, rate in rates.items()
+    }
+    put(longer, "head-on-stomach", 0, entries)
+    text = page_text([longer])
+    (most,) = lines(text, "| birds3 | the attack succeeds on most")
+    assert "| `paper` | yes (1 seed) | standard: 96.0 % |" in most
+    (half,) = lines(text, "| birds3 | it succeeds on at most half")
+    assert "| `paper` | **no** (1 seed) | longer: 50.0 %; adversarial: 40.0 % |" in half
+
+
+def test_accuracy_is_that_on_all_test_images_not_of_an_audits_subset(longer):
+    entries = {
+        (model, "robust_accuracy", "paper"): {"clean_accuracy": rate}
+        for model, rate in (("standard", 90.0), ("longer", 90.0), ("aligned", 10.0))
+    }
+    accuracies = {"standard": 0.99, "longer": 0.95, "aligned": 0.93}
+    put(longer, "misalignment", 0, entries, accuracies)
+    (row,) = lines(page_text([longer]), "| birds3 | and accuracy on all test images")
+    assert row.endswith("| - | yes (1 seed) | longer: 95.0 %; aligned: 93.0 % |")
+
+
+def test_alignment_and_masking_have_a_table(longer):
+    numbers = {"location_change": 20.0, "activation_change": 30.0}
+    put(longer, "misalignment", 0, {("aligned", "spatial_misalignment", "released"): numbers})
+    (experiment,) = [each for each in EXPERIMENTS if "alignment loss and masking" in each.title]
+    text = page_text([longer])
+    section = text[text.index(f"## {experiment.title}") :].split("\n## ")[0]
+    assert "--with masking" in section
+    assert "| birds3 | aligned | `released` | 20.0 | 30.0 | - | - | - | 50 |" in section
+    assert "| birds3 | longer | - | missing" in section
+    assert "| birds3 | masking" not in section
+
+
+def test_published_numbers_keep_their_decimals(grid):
+    text = page_text([grid])
+    assert "| VGG-19 | 81.08 | 49.60 |" in text
+    assert "| ResNet-18 | 74.70 | 76.32 |" in text
+    assert "| -2.55 | -56.0 |" in text
+    assert "24.0 ± 1.7" in text
 
 
 def test_numbers_are_short():
