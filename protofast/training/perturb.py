@@ -50,13 +50,22 @@ def check_perturb(settings: AdversarialSettings, perturb: Perturb | None) -> Non
     """Makes sure that adversarial training has what it needs.
 
     Raises:
-        SettingsError: The settings ask for it, and there is no ``perturb``.
+        SettingsError: The settings ask for it, and there is no ``perturb``, or one whose own
+            ``epsilon`` or ``step_size`` is not the settings'.
     """
     if settings.method != "none" and perturb is None:
         raise SettingsError(
             f"training.adversarial.method = {settings.method} needs a function that perturbs "
             "images: pass train(..., perturb=...), say protofast.attacks.FastAdversarial()"
         )
+    for key in ("epsilon", "step_size"):
+        asked = getattr(settings, key)
+        own = getattr(perturb, key, asked)
+        if settings.method != "none" and own != asked:
+            raise SettingsError(
+                f"training.adversarial.{key} is {asked:g}, but perturb has {key} {own:g}: make it "
+                f"with {key}=settings.training.adversarial.{key}"
+            )
 
 
 def perturbed(

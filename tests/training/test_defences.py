@@ -16,6 +16,7 @@ from protofast.models import ProtoPNet, build_backbone
 from protofast.training import RunFolder, Settings, load_settings, recipe_parts, recipes, train
 from protofast.training.aligned_pass import AlignedPass
 from protofast.training.defences import AdversarialSettings, AlignmentSettings, MaskingSettings
+from protofast.training.perturb import check_perturb
 from protofast.training.progress import Silence
 
 Tiny = Callable[..., Settings]
@@ -232,12 +233,27 @@ def test_alignment_is_told_where_it_is_computed(defended: RunFolder) -> None:
         assert row.get("alignment", 1.0) > 0
 
 
+@pytest.mark.parametrize("own", [{"epsilon": 4 / 255}, {"step_size": 4 / 255}])
+def test_an_attack_that_is_not_the_settings_is_refused(
+    own: dict[str, float], tiny: Tiny, birds: Splits, tmp_path: Path
+) -> None:
+    (key,) = own
+    perturb = FastAdversarial(**own)  # type: ignore[arg-type]
+    message = rf"training\.adversarial\.{key} is 0\.03\d+, but perturb has {key} 0\.0156"
+    with pytest.raises(SettingsError, match=message):
+        train(tiny(*DEFENDED), tmp_path / "run", data=birds, perturb=perturb)
+    assert not (tmp_path / "run").exists()
+    asked = f"training.adversarial.{key}={own[key]}"
+    check_perturb(tiny(*DEFENDED, asked).training.adversarial, perturb)
+    check_perturb(tiny().training.adversarial, perturb)  # not asked for
+
+
 def test_every_defence_changes_the_network(
     defended: RunFolder, tiny: Tiny, birds: Splits, tmp_path: Path
 ) -> None:
     short = ("training.schedule.epochs=1", "training.schedule.warm_epochs=0")
     plain = train(tiny(*short), tmp_path / "plain", data=birds).folder
-    for number, override in enumerate((DEFENDED[2], DEFENDED[7])):
+    for number, override in enumerate((DEFENDED[2], DEFENDED[7], DEFENDED[8])):
         other = train(tiny(*short, override), tmp_path / str(number), data=birds).folder
         assert _different(plain, other)
     perturb = FastAdversarial()
