@@ -147,6 +147,11 @@ class Audit(ABC, Generic[SettingsT]):
     def __init__(self, settings: SettingsT) -> None:
         self.settings = settings
 
+    @property
+    def effort(self) -> int:
+        """What an image costs, roughly in forward passes, to tell the time left."""
+        return 1 + 3 * int(getattr(self.settings, "steps", 0))
+
     @abstractmethod
     def units(self, subject: Subject) -> list[list[int]]:
         """The work in fixed units: positions of the images of each, in order."""

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from protofast.attacks import Objective, pgd, uniform_noise
+from protofast.attacks.objectives import frozen
 from protofast.audits.audit import AuditSettings
 from protofast.audits.misalignment_metrics import MARGIN, QUANTILE, outside, protected_boxes
 from protofast.heatmaps import PERCENTILE
@@ -194,7 +195,7 @@ def examine(
     """Attack images in one batch, and look at them before and after.
 
     Args:
-        model: In eval mode.
+        model: Looked at in eval mode, and left as it was.
         images: [N, channels, S, T] in [0, 1], in the dtype that the model computes in.
         among: bool [N, P], which prototypes come into question for each image.
         settings: Of the benchmark.
@@ -205,24 +206,25 @@ def examine(
         images = images.contiguous(memory_format=torch.channels_last)
     size = (images.shape[2], images.shape[3])
     several = settings.prototypes == "gt_protos"
-    with torch.no_grad():
-        features = model.features(images)
-        output = model.classify(features)
-        chosen = choose(_clipped(output.activations, settings), among, several=several)
-        boxes = protected_boxes(
-            _clipped(model.similarity_map(features, chosen.prototypes), settings),
-            size,
-            percentile=settings.percentile,
-            margin=settings.margin,
-            whole=settings.protect_border,
-        )
-        free = outside(boxes, size, chosen.counts)
-        before = _seen(model, features, output, chosen.strongest, settings)
-    changed = attack(model, images, chosen, free, settings, image_ids=image_ids, seed=seed)
-    with torch.no_grad():
-        features = model.features(changed)
-        output = model.classify(features)
-        after = _seen(model, features, output, chosen.strongest, settings)
+    with frozen(model):
+        with torch.no_grad():
+            features = model.features(images)
+            output = model.classify(features)
+            chosen = choose(_clipped(output.activations, settings), among, several=several)
+            boxes = protected_boxes(
+                _clipped(model.similarity_map(features, chosen.prototypes), settings),
+                size,
+                percentile=settings.percentile,
+                margin=settings.margin,
+                whole=settings.protect_border,
+            )
+            free = outside(boxes, size, chosen.counts)
+            before = _seen(model, features, output, chosen.strongest, settings)
+        changed = attack(model, images, chosen, free, settings, image_ids=image_ids, seed=seed)
+        with torch.no_grad():
+            features = model.features(changed)
+            output = model.classify(features)
+            after = _seen(model, features, output, chosen.strongest, settings)
     return Examined(changed, chosen, boxes, free, before, after)
 
 

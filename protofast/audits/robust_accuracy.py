@@ -20,6 +20,7 @@ from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Row, S
 from protofast.audits.statistics import share_number
 from protofast.data.randomness import permutation
 from protofast.explain.pictures import marked_png
+from protofast.files import write_atomically
 
 _SUBSET = 10  # purpose of these random numbers; see data/randomness.py
 _UNIT = 64  # images
@@ -80,11 +81,7 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
         ]
         for first in range(0, len(attackable), subject.batch_size):
             some = attackable[first : first + subject.batch_size]
-            adversarial, steps = self._attack(subject, some)
-            with torch.no_grad():
-                logits = subject.model(adversarial).logits
-            guessed = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -1)
-            judged |= dict(zip(some, torch.stack([guessed, steps], dim=1).tolist(), strict=True))
+            judged |= dict(zip(some, self._attack(subject, some)[1], strict=True))
         return [self._row(subject, position, judged.get(position)) for position in positions]
 
     @staticmethod
@@ -122,21 +119,23 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
         if not positions:
             return []
         folder.mkdir(parents=True, exist_ok=True)
-        adversarial, _ = self._attack(subject, positions)
+        # In another batch than before the attack may go another way: what is told is what is shown.
+        adversarial, judged = self._attack(subject, positions)
         pictures = []
-        for row, attacked in zip(chosen, adversarial, strict=True):
-            files = {}
-            for version, image in (
-                ("clean", subject.images.image(row["image"])),
-                ("attacked", attacked),
-            ):
-                files[version] = f"{row['image']}-{version}.png"
-                (folder / files[version]).write_bytes(marked_png(image))
-            pictures.append(Picture(files=files, caption=self._caption(subject, row)))
+        for row, attacked, found in zip(chosen, adversarial, judged, strict=True):
+            again = self._row(subject, row["image"], found)
+            if again["right_under_attack"]:
+                continue
+            versions = {"clean": subject.images.image(row["image"]), "attacked": attacked}
+            files = {version: f"{row['image']}-{version}.png" for version in versions}
+            for version, image in versions.items():
+                write_atomically(folder / files[version], marked_png(image))
+            caption = self._caption(subject, again)
+            pictures.append(Picture(files=files, caption=caption, image=row["name"]))
         return pictures
 
-    def _attack(self, subject: Subject, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The attacked images [n, channels, S, T] and the steps taken, int64 [n]."""
+    def _attack(self, subject: Subject, positions: Sequence[int]) -> tuple[Tensor, list[list[int]]]:
+        """The attacked images [n, channels, S, T]; of each its class (-1: none) and the steps."""
         index = torch.tensor(positions, dtype=torch.int64)
         settings = self.settings
         attacked = pgd(
@@ -149,7 +148,10 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
             seed=subject.seed,
             image_ids=index,
         )
-        return attacked.images, attacked.steps
+        with torch.no_grad():
+            logits = subject.model(attacked.images).logits
+        guessed = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -1)
+        return attacked.images, torch.stack([guessed, attacked.steps], dim=1).tolist()
 
     def _caption(self, subject: Subject, row: Row) -> str:
         label = subject.images.classes[int(subject.labels[row["image"]])]

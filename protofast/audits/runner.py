@@ -117,8 +117,8 @@ class _Part:
 
     @property
     def effort(self) -> int:
-        """What an image costs, roughly in forward passes, to tell the time left."""
-        return 1 + 3 * int(getattr(self.audit.settings, "steps", 0))
+        """What an image costs."""
+        return self.audit.effort
 
     @property
     def drawing(self) -> int:

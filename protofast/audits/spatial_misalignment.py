@@ -83,6 +83,11 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
             positions = sorted(permutation(count, _SUBSET, subject.seed)[:wanted].tolist())
         return [positions[first : first + _UNIT] for first in range(0, len(positions), _UNIT)]
 
+    @property
+    def effort(self) -> int:
+        """See `Audit.effort`: noise takes no steps."""
+        return super().effort if self.settings.attack == "pgd" else 2
+
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         """One row for each image."""
         rows: list[Row] = []
@@ -141,7 +146,7 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
                         box=(row["x0"], row["y0"], row["x1"], row["y1"]),
                     )
                     write_atomically(folder / files[version], shown)
-                caption = _caption(row, subject.images.classes)
+                caption = _caption(row, subject.images.classes, self.settings)
                 found.append(Picture(files=files, caption=caption, image=row["name"]))
         return found
 
@@ -246,8 +251,11 @@ def _mean(key: str, label: str, rows: Sequence[Row], *, unit: Literal["%", ""] =
     return mean_number(key, label, values, unit=unit, better="lower")
 
 
-def _caption(row: Row, classes: Sequence[str]) -> str:
+def _caption(row: Row, classes: Sequence[str], settings: MisalignmentSettings) -> str:
     """What happened to one image, in words and numbers."""
+    changed = "all but the frame changed"
+    if settings.prototypes == "gt_protos":  # of several, and the frame is one's alone
+        changed = "pixels outside the protected regions changed"
     whose = "" if row["prototype_class"] is None else f" of {classes[row['prototype_class']]}"
     share = "" if row["activation_change"] is None else f" (PAC {row['activation_change']:.0f} %)"
     rank = row["rank_change"]
@@ -255,7 +263,7 @@ def _caption(row: Row, classes: Sequence[str]) -> str:
     was, now = classes[row["predicted"]], classes[row["predicted_after"]]
     decision = f"as {was}, before and after" if was == now else f"as {was} before, as {now} after"
     return (
-        f"Prototype {row['prototype']}{whose}, all but the frame changed: its similarity goes from "
+        f"Prototype {row['prototype']}{whose}, {changed}: its similarity goes from "
         f"{row['activation_before']:.2f} to {row['activation_after']:.2f}{share}, its place moves "
         f"(PLC {row['location_change']:.0f} %), and it {passes} of other classes (PRC {rank}). "
         f"Classified {decision}."

@@ -139,6 +139,7 @@ def test_pictures_show_the_quickest_first_in_two_versions_of_equal_size(tmp_path
     audit = RobustAccuracy(RobustAccuracySettings())
     pictures = audit.pictures(subject, run(audit, subject), tmp_path / "pictures")
     assert [picture.files["clean"] for picture in pictures] == ["2-clean.png", "1-clean.png"]
+    assert [picture.image for picture in pictures] == ["grey-127", "grey-121"]
     for picture in pictures:
         sizes = set()
         for name in picture.files.values():
@@ -147,6 +148,20 @@ def test_pictures_show_the_quickest_first_in_two_versions_of_equal_size(tmp_path
         assert len(sizes) == 1
         assert "told to be light" in picture.caption
         assert "8/255" in picture.caption
+
+
+def test_pictures_are_told_as_the_attack_that_is_shown(tmp_path):
+    """Rows say that image 0 fell, and image 1 after 9 steps; of neither is that so any more."""
+    subject = subject_of([0, 127], [0, 0])
+    audit = RobustAccuracy(RobustAccuracySettings())
+    rows = [
+        row | {"right_under_attack": False, "class_under_attack": "light", "steps": 9}
+        for row in run(audit, subject)
+    ]
+    (picture,) = audit.pictures(subject, rows, tmp_path)
+    assert picture.image == "grey-127"
+    assert "found in 9 steps" not in picture.caption
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1-attacked.png", "1-clean.png"]
 
 
 def test_nothing_fell_so_there_is_nothing_to_show(tmp_path):

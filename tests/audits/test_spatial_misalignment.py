@@ -317,6 +317,42 @@ def test_what_cannot_be_measured_is_said_and_counted():
     assert "flat_map" not in numbers_of(PAPER, subject(model, pixels[[0, 2]], [0, 2]))
 
 
+def test_a_flat_map_is_open_at_the_border_under_released():
+    grey = torch.full((1, 3, 32, 32), 200, dtype=torch.uint8)
+    model = network(cells(), torch.eye(3), [0, 1, 2])
+    (row,) = rows_of(RELEASED, subject(model, grey, [0]))
+    assert {"flat_map", "tied_prototypes"} == set(row["remarks"].split())
+    assert row["protected"] == pytest.approx(100 * 31**2 / 32**2)
+    assert row["location_change"] == 100
+    (row,) = rows_of(PAPER, subject(model, grey, [0]))
+    assert row["protected"] == 100
+    assert row["location_change"] == row["activation_change"] == row["rank_change"] == 0
+
+
+def test_a_model_that_was_training_is_looked_at_in_eval_mode_and_left_as_it_was():
+    model = network(cells(nn.BatchNorm2d(3), nn.Dropout(0.5)), torch.eye(3), [0, 1, 2])
+    images = patchwork(2) / 255
+    among, ids = torch.ones(2, 3, dtype=torch.bool), torch.arange(2)
+    expected = examine(model, images, among, PAPER, image_ids=ids)
+    model.train().requires_grad_(True)
+    model.backbone[2].eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = examine(model, images, among, PAPER, image_ids=ids)
+    assert torch.equal(seen.changed, expected.changed)
+    assert torch.equal(seen.after.activations, expected.after.activations)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_what_an_image_costs():
+    assert SpatialMisalignment(PAPER).effort == 121
+    assert SpatialMisalignment(RELEASED).effort == 2  # noise takes no steps
+
+
 class NanWhereWhite(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         white = (images > 0.99).flatten(1).all(dim=1)
