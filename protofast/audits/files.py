@@ -21,7 +21,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +34,8 @@ from protofast.files import finite, locked, write_atomically
 
 FORMAT = 1
 _OWN = ("settings.toml", "units", "tables", "pictures", "audit.json", "audit.html", ".lock")
+# What a killed process leaves of one of these, too.
+_OURS = re.compile(r"|".join(rf"{re.escape(name)}|\.{re.escape(name)}\.\d+\.tmp" for name in _OWN))
 _LIST = "pictures.json"
 # What reading a file that is missing, cut short, or somebody else's leads to.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -75,14 +79,17 @@ class AuditFolder:
     def open(path: Path | str) -> AuditFolder:
         """The audit folder at ``path``, old or new.
 
+        One that is there has a ``settings.toml`` of an audit, or nothing but what an audit leaves.
+
         Raises:
             RunFolderError: There is something else at ``path``.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file; choose another folder for the audit (--out)")
-        if path.is_dir() and not (path / "units").is_dir():
-            foreign = sorted(file.name for file in path.iterdir() if file.name not in _OWN)
+        if path.is_dir() and not _is_settings(path / "settings.toml"):
+            held = sorted(file.name for file in path.iterdir())
+            foreign = [name for name in held if not _OURS.fullmatch(name)]
             if (path / "settings.toml").exists() or foreign:
                 raise RunFolderError(
                     f"{path} is neither an audit folder nor empty (it holds "
@@ -109,10 +116,24 @@ class AuditFolder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file of the folder atomically, unless it says that already."""
-        file = self.path / name
-        if not file.is_file() or file.read_bytes() != text.encode():
+        if not self.says(name, text):
+            file = self.path / name
             file.parent.mkdir(exist_ok=True)
             write_atomically(file, text)
+
+    def says(self, name: str, text: str) -> bool:
+        """Whether a file of the folder is there with this content."""
+        file = self.path / name
+        return file.is_file() and file.read_bytes() == text.encode()
+
+    def outdate(self, *names: str) -> None:
+        """Deletes the results, before something that they are made from is replaced.
+
+        Args:
+            names: Of the files; by default the numbers and the report.
+        """
+        for name in names or ("audit.html", "audit.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     # ----- units -----
 
@@ -190,6 +211,14 @@ class AuditFolder:
             return entries if found["fingerprint"] == mark and all(map(_there, files)) else None
         except _DAMAGED:
             return None
+
+
+def _is_settings(file: Path) -> bool:
+    """Whether a file is the ``settings.toml`` of an audit."""
+    try:
+        return {"audits", "seed"} <= tomllib.loads(file.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _there(file: Path) -> bool:

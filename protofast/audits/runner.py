@@ -96,7 +96,10 @@ def run_audits(
         for each in models:
             stack.enter_context(still(each.model))
         work = _Work(folder, models, images, audits, seed, batch_size, progress, stop)
-        folder.write("settings.toml", settings_text(models, audits, seed, batch_size))
+        settings = settings_text(models, audits, seed, batch_size)
+        if not folder.says("settings.toml", settings):
+            folder.outdate()
+            folder.write("settings.toml", settings)
         return work.run()
 
 
@@ -185,6 +188,7 @@ class _Work:
                 mark = self._mark(identity, audit=PREDICTIONS, positions=positions)
                 unit = self.folder.read_unit(part, number, mark)
                 if unit is None:
+                    self.folder.outdate()
                     start = time.monotonic()
                     rows = self._predict(model.model, positions)
                     unit = self.folder.write_unit(
@@ -262,6 +266,7 @@ class _Work:
             self.tell(part.label, done, total)
             if self.stop():
                 return False
+            self.folder.outdate()
             start = time.monotonic()
             rows = part.audit.measure(part.subject, part.units[number])
             found[part.path][number] = self.folder.write_unit(
@@ -297,6 +302,7 @@ class _Work:
             "times": {"seconds": self.seconds, "environment": environment(self.models)},
         }
         summary: dict[str, Any] = finite(said)
+        self.folder.outdate("audit.html")  # of the numbers before
         self.folder.write("audit.json", audit_text(summary))
         return summary
 

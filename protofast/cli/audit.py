@@ -60,7 +60,7 @@ Out = Annotated[
     typer.Option(
         metavar="FOLDER",
         help="The audit folder to make or go on with; by default RUN/audits/<protocol>, and for "
-        "several runs audits/<run>-vs-<run>.",
+        "several runs audits/<run>-vs-<run>/<protocol>.",
     ),
 ]
 

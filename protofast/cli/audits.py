@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 
 from protofast.audits import Audit, AuditResult, run_audits
+from protofast.audits.files import AuditFolder
 from protofast.audits.runs import audited_models, run_names, shared_data
 from protofast.cli.console import (
     EXIT_FAILED,
@@ -31,17 +33,21 @@ from protofast.cli.console import (
     print_table,
     print_warning,
 )
+from protofast.cli.images import keep_out_of_data
 from protofast.cli.runs import open_run, read_test_images
+from protofast.errors import SettingsError
+from protofast.files import sha256_of
 from protofast.report import write_audit_report
+from protofast.training import RunFolder
 
 Entry = dict[str, Any]
 
 
 def default_folder(runs: Sequence[Path], protocol: str) -> Path:
-    """Where an audit goes that is not told: into the run, or beside several."""
+    """Where an audit goes that is not told: into the run, or where the user is for several."""
     if len(runs) == 1:
         return runs[0] / "audits" / protocol
-    return Path("audits") / "-vs-".join(run_names(runs))
+    return Path("audits") / "-vs-".join(run_names(runs)) / protocol
 
 
 def audit_and_report(
@@ -53,6 +59,7 @@ def audit_and_report(
     seed: int,
     device: torch.device,
     again: str,
+    replace: bool = False,
 ) -> int:
     """Audit runs, print the numbers and write the report; the exit code.
 
@@ -64,10 +71,17 @@ def audit_and_report(
         seed: Key of the random numbers.
         device: Where to compute.
         again: The command that goes on with an interrupted audit.
+        replace: Whether numbers of other audits, models or seeds may be replaced in `out`.
+
+    Raises:
+        SettingsError: `out` is among the images, or holds numbers that would be lost.
     """
     started = time.monotonic()
     folders = [open_run(run, checkpoint) for run in runs]
+    _keep_out_of_data(out, folders)
     settings = shared_data(folders)
+    if not replace:
+        _check_replaced(out, folders, audits, checkpoint, seed)
     try:
         images = read_test_images(folders[0], settings)
         models = audited_models(
@@ -75,7 +89,8 @@ def audit_and_report(
         )
         with _bar() as tell:
             result = run_audits(models, images, audits, out, seed=seed, progress=tell)
-        report = write_audit_report(out)
+        with AuditFolder.open(out).lock():
+            report = write_audit_report(out)
     except KeyboardInterrupt:
         print_note(f"interrupted; what is done is kept; go on with: {again}")
         return EXIT_INTERRUPTED
@@ -86,6 +101,55 @@ def audit_and_report(
     for text in report.problems:
         print_error(f"{out}: {text}")
     return EXIT_FAILED if report.problems else 0
+
+
+def _keep_out_of_data(out: Path, folders: Sequence[RunFolder]) -> None:
+    """Pictures below a class folder would be taken for images; in a run that is there, so be it."""
+    for folder in folders:
+        try:
+            keep_out_of_data(out, folder)
+        except SettingsError as error:
+            if not out.resolve().is_relative_to(folder.path.resolve()):
+                raise
+            print_warning(str(error))
+
+
+def _check_replaced(
+    out: Path,
+    folders: Sequence[RunFolder],
+    audits: Sequence[Audit[Any]],
+    checkpoint: str,
+    seed: int,
+) -> None:
+    """Numbers that are in a folder are replaced by those of the same models and audits alone.
+
+    Raises:
+        SettingsError: `out` has numbers of other models, seeds or audits.
+    """
+    try:
+        said = json.loads((out / "audit.json").read_bytes())
+        weights = [model["checkpoint_sha256"] for model in said["models"]]
+        before, there = said["seed"], [(each["audit"], each["protocol"]) for each in said["audits"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # no audit, or nothing that could be lost
+    remedy = "choose another folder (--out), or delete it"
+    now = [
+        sha256_of(folder.checkpoints / f"{folder.resolve(checkpoint)}.safetensors")
+        for folder in folders
+    ]
+    if weights != now:
+        raise SettingsError(f"{out} holds an audit of other models or checkpoints; {remedy}")
+    if before != seed:
+        raise SettingsError(f"{out} holds an audit with seed {before}, not {seed}; {remedy}")
+    wanted = [(audit.name, audit.settings.protocol) for audit in audits]
+    others = dict.fromkeys(
+        f"{name} ({protocol})" for name, protocol in there if (name, protocol) not in wanted
+    )
+    if others:
+        raise SettingsError(
+            f"{out} holds {', '.join(others)} too, which would no longer be in its report; ask for "
+            f"these as well, {remedy}"
+        )
 
 
 @contextlib.contextmanager

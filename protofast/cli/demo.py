@@ -80,6 +80,7 @@ def demo(
         seed=0,
         device=chosen,
         again=again,
+        replace=True,
     )
 
 

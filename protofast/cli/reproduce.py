@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protofast.cli.options import Device, Threads, choose_device
+from protofast.cli.options import Device, Threads, choose_device, given
 from protofast.errors import command_line
 
 if TYPE_CHECKING:
@@ -87,15 +87,29 @@ def reproduce(
         print_path("page", page)
         return 0
 
+    again = command_line(
+        "reproduce",
+        plan,
+        *given(
+            ("--data", data, None),
+            ("--out", out, None),
+            ("--page", page, Path("fidelity.md")),
+            *(("--beside", other, None) for other in beside or []),
+            ("--device", device, "auto"),
+            ("--threads", threads, None),
+        ),
+    )
+
     def train(settings: Settings, run: Path, there: bool) -> int:
         from protofast.cli.runs import train_and_report
 
-        return train_and_report(settings, run, resume=there, report=False, device=chosen)
+        return train_and_report(
+            settings, run, resume=there, report=False, device=chosen, again=again
+        )
 
     def audit(runs: Sequence[Path], audits: AuditPlan, seed: int, path: Path) -> int:
         from protofast.cli.audits import audit_and_report
 
-        again = command_line("reproduce", plan, *(("--out", out) if out else ()))
         code = audit_and_report(
             runs,
             audits.build(),
@@ -104,6 +118,7 @@ def reproduce(
             seed=seed,
             device=chosen,
             again=again,
+            replace=True,
         )
         write_page(grids, page)
         return code

@@ -103,7 +103,7 @@ class Grid:
     def done(self, cell: Cell) -> bool:
         """Whether a cell is finished."""
         if cell.work == "audit":
-            return self._audited(cell) is not None
+            return (cell.path / "audit.html").is_file() and self._audited(cell) is not None
         return _is_trained(cell.path) and self._starts_from(cell) is not False
 
     def carry_out(self, train: Train, audit: AuditRuns, tell: Callable[[str], None]) -> int:
@@ -142,7 +142,7 @@ class Grid:
         return 0
 
     def results(self) -> Iterator[tuple[Cell, dict[str, Any]]]:
-        """What ``audit.json`` says of each audit that is done."""
+        """What ``audit.json`` says of each audit that is measured."""
         for cell in self.cells():
             said = self._audited(cell) if cell.work == "audit" else None
             if said is not None:

@@ -339,6 +339,57 @@ def test_other_folders_are_left_alone(run: Run, tmp_path: Path, name: str) -> No
     assert [path for path in (tmp_path / "audit").rglob("*") if path.is_file()] == [file]
 
 
+@pytest.mark.parametrize("content", ["epochs = 3", "seed = 3", "mine", "[data]\nseed = 1"])
+def test_somebody_elses_units_and_settings_are_left_alone(
+    run: Run, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "audit" / "units").mkdir(parents=True)
+    (tmp_path / "audit" / "settings.toml").write_text(content)
+    half = tmp_path / "audit" / ".mine.tmp"
+    half.write_text("mine")
+    with pytest.raises(RunFolderError, match="neither an audit folder nor empty"):
+        run()
+    assert half.exists()
+    assert (tmp_path / "audit" / "settings.toml").read_text() == content
+
+
+def test_without_its_units_an_audit_is_made_anew(run: Run, finished: Path, whole: Path) -> None:
+    shutil.rmtree(finished / "units")
+    result, audit = run()
+    assert len(audit.measured) == 2 * UNITS
+    assert timeless(result.folder) == timeless(whole)
+
+
+def test_an_audit_killed_before_its_settings_goes_on(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "audit" / "units").mkdir(parents=True)
+    for name in (".lock", ".settings.toml.4711.tmp"):
+        (tmp_path / "audit" / name).write_text("")
+    assert run()[0].finished
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"batch_size": 3}, {"settings": DimmingSettings(brightness=0.75)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_numbers_do_not_outlive_what_they_were_made_from(
+    run: Run, finished: Path, change: dict[str, Any]
+) -> None:
+    (finished / "audit.html").write_text("the report")
+    run(stop=lambda: True)
+    assert (finished / "audit.html").exists(), "nothing has changed"
+    with pytest.raises(KeyboardInterrupt):
+        run(fail_at=0, **change)
+    assert not (finished / "audit.json").exists()
+    assert not (finished / "audit.html").exists()
+
+
+def test_a_report_does_not_outlive_its_numbers(run: Run, finished: Path) -> None:
+    (finished / "audit.html").write_text("the report")
+    run()
+    assert not (finished / "audit.html").exists()
+
+
 def test_a_file_in_the_way(run: Run, tmp_path: Path) -> None:
     (tmp_path / "audit").write_text("mine")
     with pytest.raises(RunFolderError, match="is a file; choose another folder"):

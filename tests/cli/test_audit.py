@@ -109,7 +109,7 @@ def test_two_runs_side_by_side(
     shutil.copytree(place.run, other)
     monkeypatch.chdir(tmp_path)
     out = command("audit", place.run, other, *FEW, "--protocol", "all").done()
-    folder = tmp_path / "audits" / "run-vs-other"
+    folder = tmp_path / "audits" / "run-vs-other" / "all"
     said = json.loads((folder / "audit.json").read_text())
     assert [model["name"] for model in said["models"]] == ["run", "other"]
     assert [(entry["model"], entry["protocol"]) for entry in said["audits"]] == [
@@ -189,13 +189,46 @@ def test_what_cannot_be_audited(place: Place, tmp_path: Path) -> None:
     assert said == f"{place.run} is given twice; an audit takes each run once"
     assert "no checkpoint warm-7" in command("audit", place.run, "--checkpoint", "warm-7").error
     assert (
-        "neither an audit folder nor empty"
+        "is in the folder of the run's images"
         in command("audit", place.run, *FEW, "--out", place.photos).error
     )
     assert (
         "neither an audit folder nor empty"
         in command("audit", place.run, *FEW, "--out", place.run).error
     )
+
+
+def test_numbers_that_would_be_lost_are_not_replaced(place: Place, tmp_path: Path) -> None:
+    command("audit", place.run, *FEW).done()
+    folder = place.run / "audits" / "paper"
+    before = (folder / "audit.json").read_bytes()
+    for options, said in (
+        (("--audit", "jpeg"), "holds robust_accuracy (paper) too, which would no longer be in its"),
+        ((*FEW, "--seed", "1"), "holds an audit with seed 0, not 1; choose another folder (--out)"),
+        (
+            (*FEW, "--checkpoint", "warm-0"),
+            "holds an audit of other models or checkpoints; choose another folder (--out)",
+        ),
+    ):
+        answer = command("audit", place.run, *options)
+        assert answer.code == 2
+        assert f"{folder} {said}" in answer.error
+    assert (folder / "audit.json").read_bytes() == before
+    command("audit", place.run, *FEW, "--audit", "jpeg").done()
+    said = json.loads((folder / "audit.json").read_text())
+    assert [entry["audit"] for entry in said["audits"]] == ["robust_accuracy", "jpeg"]
+
+
+def test_pictures_do_not_get_among_the_images(place: Place) -> None:
+    out = place.photo().parent / "audit"
+    answer = command("audit", place.run, *FEW, "--out", out)
+    assert answer.code == 2
+    assert "is in the folder of the run's images (data.root" in answer.error
+    assert not out.exists()
+    inside = place.photos / ".runs" / "run"
+    shutil.copytree(place.run, inside)
+    answer = command("audit", inside, *FEW)
+    assert "is in the folder of the run's images (data.root" in answer.err
 
 
 def test_runs_that_do_not_belong_together(place: Place, tmp_path: Path) -> None:
@@ -278,13 +311,15 @@ def test_two_audits_at_once(place: Place, tmp_path: Path) -> None:
 def test_a_full_disk(place: Place, small_disk: Path) -> None:
     out = small_disk / "audit"
     command("audit", place.run, *FEW, "--out", out).done()
-    before = _timeless(out)
+    units = _units(out)
+    for name in ("audit.json", "audit.html"):  # old ones go first, which would make room
+        (out / name).unlink()
     room = os.statvfs(small_disk)
     (small_disk / "filler").write_bytes(b"\0" * (room.f_bavail * room.f_frsize))
-    options = (*FEW, "--seed", "1", "--out", out)
+    options = (*FEW, "--set", "robust_accuracy.steps=3", "--out", out)
     answer = command("audit", place.run, *options)
     assert answer.code == 1
     assert "No space left on device; free some space and run the command again" in answer.error
-    assert _timeless(out) == before
+    assert _units(out) == units
     (small_disk / "filler").unlink()
     command("audit", place.run, *options).done()

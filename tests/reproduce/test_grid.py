@@ -8,6 +8,7 @@ import torch
 
 from protofast.audits import audit_runs
 from protofast.errors import RunFolderError, SettingsError
+from protofast.report import write_audit_report
 from protofast.reproduce import Grid, load_plan, write_page
 from protofast.training import RunFolder, train
 
@@ -64,6 +65,7 @@ class Workshop:
         if self.stop_after == len(self.did):
             return 130
         audit_runs(runs, plan.build(), path, checkpoint="latest", seed=seed)
+        write_audit_report(path)
         return 0
 
     def carry_out(self, grid):
@@ -126,6 +128,15 @@ def test_a_lost_audit_is_done_again_and_gives_the_same(finished, tmp_path):
     assert workshop.carry_out(grid) == 0
     assert workshop.did == ["audit accuracy-1"]
     assert json.loads(file.read_text())["audits"][0]["numbers"] == before
+
+
+def test_an_audit_that_was_killed_before_its_report_is_gone_on_with(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    (grid.folder / "audits" / "accuracy-1" / "audit.html").unlink()
+    assert len(list(grid.results())) == 2
+    workshop = Workshop()
+    assert workshop.carry_out(grid) == 0
+    assert workshop.did == ["audit accuracy-1"]
 
 
 def test_other_weights_are_audited_anew(finished, tmp_path):
