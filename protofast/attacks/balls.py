@@ -205,10 +205,13 @@ def _length(images: Tensor) -> Tensor:
 
 
 def _per_image(extent: Extent, images: Tensor) -> Extent:
-    """A number as it is; a tensor as the images' dtype, with a first dimension of N."""
+    """A number as it is; a tensor as the images' dtype, never rounded up, a row for each image."""
     if not isinstance(extent, Tensor):
         return extent
-    extent = extent.detach().to(images.device, images.dtype)
+    exact = extent.detach().to(images.device).double()
+    extent = exact.to(images.dtype)
+    below = torch.nextafter(extent, torch.zeros_like(extent))
+    extent = torch.where(extent.double() > exact, below, extent)
     shape = [1] * (4 - extent.dim()) + list(extent.shape)
     return extent.view(shape).expand(len(images), *shape[1:])
 

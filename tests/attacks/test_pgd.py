@@ -55,7 +55,8 @@ def attacks(draw):
     images[0, :, 1] = 1.0
     epsilon = draw(st.floats(0, 0.6))
     if norm == "linf" and draw(st.booleans()):
-        epsilon = torch.tensor([epsilon, 0.0, 0.3]).view(3, 1, 1)
+        of_epsilon = draw(st.sampled_from([torch.float32, torch.float64]))
+        epsilon = torch.tensor([epsilon, 0.0, 0.3], dtype=of_epsilon).view(3, 1, 1)
     mask = None
     if draw(st.booleans()):
         mask = random_images(count, seed=seed % 999)[:, :1] > draw(st.sampled_from([0.0, 0.5, 1.0]))
@@ -83,9 +84,7 @@ def test_the_outcome_is_in_ball_mask_and_bounds(attack):
     assert adversarial.isfinite().all()
     moved = adversarial.double() - images.double()
     if options["norm"] == "linf":
-        epsilon = torch.as_tensor(options["epsilon"], dtype=images.dtype).double()
-        if not isinstance(options["epsilon"], torch.Tensor):
-            epsilon = torch.tensor(options["epsilon"], dtype=torch.float64)
+        epsilon = torch.as_tensor(options["epsilon"], dtype=torch.float64)
         assert (moved.abs() <= epsilon + 1e-15).all()
     else:
         rounding = torch.finfo(images.dtype).eps * math.sqrt(moved[0].numel())
