@@ -17,7 +17,7 @@ def check_single_images(model: ProtoPNet, images: ImageSet, smallest_batch: int)
     Args:
         model: The network.
         images: The training images.
-        smallest_batch: Images in the smallest batch.
+        smallest_batch: Images in the smallest batch, or of it that pass through the network alone.
 
     Raises:
         DataError: It does not. (Leaving the batch out instead would take its image from each
@@ -44,6 +44,7 @@ def check_single_images(model: ProtoPNet, images: ImageSet, smallest_batch: int)
     if lonely:
         raise DataError(
             f"batch norm cannot learn from one image of which {lonely[0]} sees a single place, and "
-            f"the smallest batch of the {len(images)} training images holds just one: choose "
-            "another training.batch_size, or larger images (data.size)"
+            f"the smallest batch of the {len(images)} training images holds just one (or "
+            "one that the alignment loss compares): choose another training.batch_size, or "
+            "larger images (data.size), or a larger training.alignment.fraction"
         )

@@ -84,7 +84,10 @@ class Loop:
         self.stop = stop
         self.plan = plan(settings.training.schedule)
         self.feed = Feed(settings, data, fabric, mean=state.model.mean, std=state.model.std)
-        check_single_images(state.model, data.train, self.feed.smallest_batch)
+        smallest, alignment = self.feed.smallest_batch, settings.training.alignment
+        if alignment.weight:  # its second pass sees a part of each batch
+            smallest = math.ceil(smallest * alignment.fraction)
+        check_single_images(state.model, data.train, smallest)
         self.class_weights = build_class_weights(settings.training.losses, data, fabric.device)
         # Fabric's wrappers share the optimisers' state; the state belongs to the bare ones.
         self.optimizers = {

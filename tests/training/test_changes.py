@@ -166,6 +166,10 @@ def test_images_that_cannot_be_learnt_from_are_refused(tiny: Tiny, tmp_path: Pat
     data = build_data(small.data, threads=1)
     with pytest.raises(DataError, match=r"the smallest batch of the 24 training images holds just"):
         train(small, tmp_path / "run", data=data)
+    aligned = ("data.size=16", "training.batch_size=22", "training.alignment.weight=1")
+    half = tiny(*aligned, "training.alignment.fraction=0.5")  # one of the two in the last batch
+    with pytest.raises(DataError, match=r"a larger training\.alignment\.fraction"):
+        train(half, tmp_path / "run", data=data)
     larger = tiny("training.schedule.epochs=1", "training.batch_size=23")
     assert train(larger, tmp_path / "larger").finished, "four places are enough"
     with pytest.raises(DataError, match="there are no test images"):
