@@ -130,6 +130,11 @@ def attack_image(
     size = (pixels.shape[2], pixels.shape[3])
     sources = source_cells(maps, size)
     targets = farthest_cell(maps[0], sources[0]) if targets is None else targets.to(device)
+    if targets.shape != sources.shape[1:] or targets.dtype != torch.bool:
+        raise ValueError(
+            f"targets must be bool {list(sources.shape[1:])}, a cell of the model's grid each; got "
+            f"{targets.dtype} {list(targets.shape)}"
+        )
     noisy = sources | targets if noise_at_source else targets.unsqueeze(0)
     moved = head_on_stomach(
         model,

@@ -188,9 +188,13 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
             )
         ]
         numbers += [
-            _mean("similarity_change", "change of the top similarity", hit),
+            _mean("similarity_change", "change of the top similarity", hit, better=None),
             _mean(
-                "similarity_change_relative", "relative change of the top similarity", hit, unit="%"
+                "similarity_change_relative",
+                "relative change of the top similarity",
+                hit,
+                unit="%",
+                better=None,
             ),
             share_number("similarity_falls", "top similarity falls", falls, better="lower"),
             _mean("rank_correlation", "rank correlation of all similarities", hit),
@@ -298,7 +302,14 @@ def _descending(values: Similarities) -> np.ndarray[Any, np.dtype[np.intp]]:
     return np.argsort(-values, kind="stable")
 
 
-def _mean(key: str, label: str, rows: Sequence[Row], *, unit: Literal["%", ""] = "") -> Number:
+def _mean(
+    key: str,
+    label: str,
+    rows: Sequence[Row],
+    *,
+    unit: Literal["%", ""] = "",
+    better: Literal["higher"] | None = "higher",
+) -> Number:
     """The mean of a column over the rows that have it."""
     values = [row[key] for row in rows if row[key] is not None]
-    return mean_number(key, label, values, unit=unit, better="higher")
+    return mean_number(key, label, values, unit=unit, better=better)

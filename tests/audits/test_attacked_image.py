@@ -88,6 +88,16 @@ def test_what_cannot_be_attacked():
         attack_image(model, image_of_cells())
     with pytest.raises(ValueError, match="the model has prototypes 0 to 1"):
         attack_image(model, image_of_cells((1, 1, 200)), prototype=2)
+    for size in ((3, 3), (1, 7), (7,)):  # the last two would broadcast
+        targets = torch.ones(size, dtype=torch.bool)
+        for at_source in (False, True):
+            with pytest.raises(ValueError, match=r"targets must be bool \[7, 7\]"):
+                attack_image(
+                    model,
+                    image_of_cells((1, 1, 200)),
+                    targets=targets,
+                    noise_at_source=at_source,
+                )
     broken = patch_model()
     broken.backbone.bias.fill_(torch.nan)
     with pytest.raises(DataError, match="are not finite"):

@@ -49,6 +49,8 @@ def test_all_three_protocols_decide_every_image():
         assert numbers["mean_prototypes_tried"].value == pytest.approx(tried)
         kept = [row["class_after"] == row["label"] for row in decided if row["success"]]
         assert numbers["still_right"].n == len(kept)
+        share = 100 * sum(kept) / len(kept) if kept else None
+        assert numbers["still_right"].value == (share if share is None else pytest.approx(share))
 
 
 def test_rows_do_not_depend_on_the_unit():

@@ -124,6 +124,8 @@ def test_a_network_that_looks_for_artefacts_is_caught() -> None:
     assert values["top_k_overlap"] == 100  # there are two prototypes
     assert numbers["accuracy_altered"].n == 20
     assert numbers["similarity_change"].n == 10
+    assert numbers["similarity_change"].better is None  # near zero is good
+    assert numbers["rank_correlation"].better == "higher"
     assert -2 < values["similarity_change"] < -0.8  # type: ignore[operator]
     assert values["similarity_change_relative"] < -30  # type: ignore[operator]
     assert set(REMARKS).isdisjoint(values)
