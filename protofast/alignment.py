@@ -1,6 +1,6 @@
 """The alignment step: does a prototype still find its part when all else is covered?
 
-The alignment loss of Sacha et al. 2023 (2308.08162). A first pass gives the similarity maps of
+The alignment loss of Sacha et al. 2024 (2308.08162). A first pass gives the similarity maps of
 chosen prototypes; a second one sees, for each of them, the image with all but the map's highest
 tenth covered. Where the network looks where its map says, the maps agree.
 

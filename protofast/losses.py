@@ -2,7 +2,7 @@
 
 N images, C classes, P prototypes. Each term is a scalar; weighting them is the caller's part (the
 paper: 1 for cross entropy, 0.8 for cluster, -0.08 for separation, 1e-4 for L1). Also the alignment
-loss of Sacha et al. 2023 (2308.08162).
+loss of Sacha et al. 2024 (2308.08162).
 """
 
 import torch
@@ -102,7 +102,7 @@ def alignment_loss(
 ) -> Tensor:
     """How much similarity maps change when all but their highest part of the image is covered.
 
-    Sacha et al. 2023 (2308.08162) write the norm of the difference. This is its mean
+    Sacha et al. 2024 (2308.08162) write the norm of the difference. This is its mean
     square, which does not depend on how many maps a batch has. The released code takes the mean of
     the absolute (ProtoPNet) or squared (the others) difference, weighted by the mask.
 

@@ -53,8 +53,8 @@ def cross_entropy(model: Classifier, labels: Tensor) -> Objective:
 def misclassified(model: Classifier, labels: Tensor) -> Objective:
     """Cross entropy, until the image is given another class than its label; then it is finished.
 
-    Only images that are still right stay in play, as in Hoffmann et al.'s evaluation (2.4 of their
-    released code's PGD). Logits that are not finite count as another class.
+    Only images that are still right stay in play, as in Hoffmann et al.'s released evaluation.
+    Logits that are not finite count as another class.
 
     Args:
         model: A classifier, or a prototype model.

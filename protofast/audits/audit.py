@@ -22,6 +22,8 @@ from torch import Tensor
 from protofast.data import ImageSet
 from protofast.models import PrototypeModel
 
+SUBSET = 10  # purpose of the random numbers that choose an audit's images; see data/randomness.py
+
 Row = dict[str, Any]
 """JSON values by column: always `image` (position) and `name`; `skipped` where nothing came out."""
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from protofast.attacks.objectives import frozen
-from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.audit import SUBSET, Audit, AuditSettings, Number, Picture, Row, Subject
 from protofast.audits.cells import bounding_rectangle, pixels_of_cells
 from protofast.audits.head_on_stomach_attack import (
     EPSILON,
@@ -32,7 +32,7 @@ from protofast.audits.statistics import mean_number, share_number
 from protofast.data.randomness import permutation, uniform
 from protofast.models import Output
 
-_SUBSET, _TARGETS = 10, 25  # purposes of these random numbers; see data/randomness.py
+_TARGETS = 25  # purpose of these random numbers; see data/randomness.py
 
 WRONG = "already wrong"
 NOT_FINITE = "similarities not finite"
@@ -179,7 +179,7 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
         units: list[list[int]] = []
         unit: list[int] = []
         in_unit = found = 0
-        for position in permutation(len(subject.images), _SUBSET, subject.seed).tolist():
+        for position in permutation(len(subject.images), SUBSET, subject.seed).tolist():
             if found == wanted:
                 break
             unit.append(position)

@@ -16,13 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from protofast.attacks import misclassified, pgd
-from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.audit import SUBSET, Audit, AuditSettings, Number, Picture, Row, Subject
 from protofast.audits.statistics import share_number
 from protofast.data.randomness import permutation
 from protofast.explain.pictures import marked_png
 from protofast.files import write_atomically
 
-_SUBSET = 10  # purpose of these random numbers; see data/randomness.py
 _UNIT = 64  # images
 _PICTURES = 6
 
@@ -68,7 +67,7 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
     def units(self, subject: Subject) -> list[list[int]]:
         """See `Audit.units`."""
         count = len(subject.images)
-        chosen = permutation(count, _SUBSET, subject.seed)[: self.settings.images].tolist()
+        chosen = permutation(count, SUBSET, subject.seed)[: self.settings.images].tolist()
         return [chosen[first : first + _UNIT] for first in range(0, len(chosen), _UNIT)]
 
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:

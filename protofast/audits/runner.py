@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from protofast.attacks.objectives import frozen
 from protofast.audits.audit import Audit, Row, Subject, skipped
 from protofast.audits.files import FORMAT, AuditFolder, Unit, fingerprint, table_text
-from protofast.audits.subjects import AuditedModel, check_models, images_checksum, still
+from protofast.audits.subjects import AuditedModel, check_models, images_checksum
 from protofast.audits.summary import (
     audit_text,
     describe_audit,
@@ -94,7 +95,7 @@ def run_audits(
     with folder.lock(), contextlib.ExitStack() as stack:
         folder.sweep()
         for each in models:
-            stack.enter_context(still(each.model))
+            stack.enter_context(frozen(each.model))
         work = _Work(folder, models, images, audits, seed, batch_size, progress, stop)
         settings = settings_text(models, audits, seed, batch_size)
         if not folder.says("settings.toml", settings):

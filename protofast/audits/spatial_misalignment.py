@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.audit import SUBSET, Audit, AuditSettings, Number, Picture, Row, Subject
 from protofast.audits.misalignment_attack import (
     PAPER,
     RELEASED,
@@ -36,7 +36,6 @@ from protofast.files import write_atomically
 from protofast.heatmaps import upsample
 
 _UNIT = 64  # images: what an interrupted audit does again at most
-_SUBSET = 10  # purpose of these random numbers; see data/randomness.py
 _PICTURES = 8
 
 NOT_FINITE = "similarities that are not finite"
@@ -80,7 +79,7 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
         count, wanted = len(subject.images), self.settings.images
         positions = list(range(count))
         if wanted is not None and wanted < count:
-            positions = sorted(permutation(count, _SUBSET, subject.seed)[:wanted].tolist())
+            positions = sorted(permutation(count, SUBSET, subject.seed)[:wanted].tolist())
         return [positions[first : first + _UNIT] for first in range(0, len(positions), _UNIT)]
 
     @property

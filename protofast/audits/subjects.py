@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from protofast.data import ImageSet
 from protofast.errors import DataError
@@ -76,21 +74,6 @@ def check_models(models: Sequence[AuditedModel], images: ImageSet) -> None:
                 f"{each.name} was made for {_said(*made_for)}; the images to audit it on have "
                 f"{_said(*there)}"
             )
-
-
-@contextlib.contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Eval mode, parameters without gradients; afterwards the model is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, asked in wanted.items():
-            parameter.requires_grad_(asked)
 
 
 def model_checksum(model: PrototypeModel) -> str:

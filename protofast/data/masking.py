@@ -1,4 +1,4 @@
-"""Masking: rectangles painted over training images (Sacha et al. 2023, 2308.08162).
+"""Masking: rectangles painted over training images (Sacha et al. 2024, 2308.08162).
 
 A network that has seen parts of its images covered relies less on what lies far from the part that
 a prototype shows. Half of the images get one to five rectangles, each between an eighth and half of

@@ -4,6 +4,12 @@ A number is a hash of (seed, purpose, key), so it does not matter in which order
 process the images are handled, nor where a run was resumed. The hash is the finaliser of SplitMix64
 (Steele et al. 2014), which is a bijection on 64 bits with full avalanche; it is written out here
 because generators of numpy promise their bits, not their distributions, for ever.
+
+The purposes, none of which may change, for runs and audits go on with them: 1 order of batches,
+2 augmentation, 4 rendered birds, 5 and 6 splits, 7 noise of attacks, 9 species, 10 compressed
+classes, and the images of audits (never mixed up: the one orders classes, the others images), 11
+compression as augmentation, 12 images of the JPEG audit, 20 and 21 masking, 22 and 23 alignment, 24
+adversarial training, 25 targets of Head on Stomach. New ones begin at 26.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def masked_view(
     Each map is up-sampled bilinearly (align_corners=False) to the size of the image; shown is what
     lies strictly above its exact `quantile` (as `torch.quantile` defines it, linear). The
     up-sampled maps are never stored. For all images and prototypes at once, this makes the input of
-    the second pass of the alignment loss (Sacha et al. 2023, 2308.08162).
+    the second pass of the alignment loss (Sacha et al. 2024, 2308.08162).
 
     Args:
         images: [N, channels, S, T], float16, bfloat16, float32 or float64.

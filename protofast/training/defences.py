@@ -1,7 +1,7 @@
 """Settings of the defences against what the audits find; all are off by default.
 
 Adversarial training makes a network harder to fool (Hoffmann et al. 2021, appendix F.1); the
-alignment loss and masking make its maps show what it looks at (Sacha et al. 2023, 2308.08162). They
+alignment loss and masking make its maps show what it looks at (Sacha et al. 2024, 2308.08162). They
 can be combined, with one another and with any recipe.
 """
 
@@ -52,7 +52,7 @@ class AdversarialSettings(Frozen):
 
 
 class AlignmentSettings(Frozen):
-    """The alignment loss (Sacha et al. 2023): see :func:`protofast.alignment.alignment_step`.
+    """The alignment loss (Sacha et al. 2024): see :func:`protofast.alignment.alignment_step`.
 
     It is computed where prototypes learn, that is in the joint stage, and in the warm stage unless
     ``warm_head`` is ``linear``; each image is compared in one prototype of its class, drawn anew in

@@ -35,8 +35,9 @@ class Perturb(Protocol):
 
         Args:
             model: Images to an Output, as it is about to learn: whoever puts it into eval mode
-                puts it back. Where ``warm_head`` is ``linear``, the warm stage's Output has no
-                prototypes.
+                puts it back. It computes in its weights' float32, also where training itself is
+                ``bf16-mixed`` or ``16-mixed``. Where ``warm_head`` is ``linear``, the warm stage's
+                Output has no prototypes.
             images: [N, channels, S, T] in [0, 1].
             labels: [N] int64.
             index: [N] int64, each image's position among the training images.
