@@ -31,6 +31,7 @@ from protofast.audits.head_on_stomach_attack import (
 from protofast.audits.statistics import mean_number, share_number
 from protofast.data.randomness import permutation, uniform
 from protofast.models import Output
+from protofast.training.setting_types import Change
 
 _TARGETS = 25  # purpose of these random numbers; see data/randomness.py
 
@@ -79,8 +80,8 @@ class HeadOnStomachSettings(AuditSettings):
     noise: Literal["target", "target_and_source"] = "target_and_source"
     success: Literal["left_source", "in_target"] = "left_source"
     no_target: Literal["next_prototype", "skip_image"] = "next_prototype"
-    epsilon: Annotated[float, Field(ge=0)] = EPSILON
-    step_size: Annotated[float, Field(ge=0)] = STEP_SIZE
+    epsilon: Change = EPSILON
+    step_size: Change = STEP_SIZE
     steps: Annotated[int, Field(ge=0)] = STEPS
     random_start: RandomStart = True
     restarts: Annotated[int, Field(ge=1)] = 1

@@ -21,11 +21,10 @@ from protofast.audits.statistics import share_number
 from protofast.data.randomness import permutation
 from protofast.explain.pictures import marked_png
 from protofast.files import write_atomically
+from protofast.training.setting_types import Change
 
 _UNIT = 64  # images
 _PICTURES = 6
-
-Length = Annotated[float, Field(ge=0)]
 
 
 class RobustAccuracySettings(AuditSettings):
@@ -34,7 +33,7 @@ class RobustAccuracySettings(AuditSettings):
     Attributes:
         images: How many images, a seeded subset of all; None for all.
         epsilon: Radius of the L-infinity ball, of images in [0, 1].
-        step_size: Length of a step.
+        step_size: Change of a step.
         steps: How many.
         restarts: Random starts of each image that is still right.
         clean_counts: Whether an image that is wrong as it is counts as wrong under attack too, for
@@ -43,8 +42,8 @@ class RobustAccuracySettings(AuditSettings):
     """
 
     images: Annotated[int, Field(ge=1)] | None = None
-    epsilon: Length = 8 / 255
-    step_size: Length = 2 / 255
+    epsilon: Change = 8 / 255
+    step_size: Change = 2 / 255
     steps: Annotated[int, Field(ge=0)] = 10
     restarts: Annotated[int, Field(ge=1)] = 1
     clean_counts: bool = True

@@ -35,10 +35,10 @@ def attack(
         ),
     ] = False,
     epsilon: Annotated[
-        float, typer.Option(metavar="N", min=0, help="Largest change of a value, of 255.")
+        float, typer.Option(metavar="N", min=0, max=255, help="Largest change of a value, of 255.")
     ] = 8,
     step_size: Annotated[
-        float, typer.Option(metavar="N", min=0, help="Change in one step, of 255.")
+        float, typer.Option(metavar="N", min=0, max=255, help="Change in one step, of 255.")
     ] = 2,
     steps: Annotated[int, typer.Option(metavar="N", min=0, help="Number of steps.")] = 40,
     restarts: Annotated[
@@ -57,9 +57,8 @@ def attack(
 ) -> None:
     """Move a prototype to another place of an image, by faint noise (Head on Stomach).
 
-    Prints what has changed, and writes a
-    figure, named after the image (bird.jpg: bird-attacked.png, or with a number where that name is
-    taken).
+    Prints what has changed, and writes a figure, named after the image (bird.jpg:
+    bird-attacked.png, or with a number where that name is taken).
 
     Examples:
       protofast attack runs/cub my_bird.jpg

@@ -21,6 +21,7 @@ from protofast.errors import DataError, SettingsError
 from protofast.models import PrototypeModel
 from protofast.training import RunFolder
 
+_Rectangle = tuple[int, int, int, int]
 _RANGE = r"(\d+)(?:-(\d+))?"
 _TARGET = re.compile(rf"{_RANGE},{_RANGE}")
 
@@ -55,7 +56,7 @@ def attack_file(
     """
     target = Path() if out is None else out
     keep_out_of_data(target, folder)
-    wanted = [cell for text in targets for cell in _cells(text)]
+    wanted = [_rectangle(text) for text in targets]
     name, loaded = load(folder, checkpoint, device)
     model = loaded.model
     if prototype is not None and not 0 <= prototype < model.num_prototypes:
@@ -82,8 +83,8 @@ def attack_file(
     print_note(f"figure: {figure}")
 
 
-def _cells(text: str) -> list[tuple[int, int]]:
-    """The cells of one --target."""
+def _rectangle(text: str) -> _Rectangle:
+    """The first and last row, the first and last column of one --target."""
     found = _TARGET.fullmatch(text.replace(" ", ""))
     if found is None:
         raise SettingsError(
@@ -95,19 +96,23 @@ def _cells(text: str) -> list[tuple[int, int]]:
     bottom, right = top if bottom is None else bottom, left if right is None else right
     if bottom < top or right < left:
         raise SettingsError(f"--target {text}: a range begins with its smaller end")
-    return [(row, column) for row in range(top, bottom + 1) for column in range(left, right + 1)]
+    return top, bottom, left, right
 
 
 def _on_grid(
-    wanted: Sequence[tuple[int, int]], model: PrototypeModel, pixels: Tensor, device: torch.device
+    wanted: Sequence[_Rectangle], model: PrototypeModel, pixels: Tensor, device: torch.device
 ) -> Tensor:
     """The cells as a set, bool [H, W]."""
     with torch.no_grad():
         grid = model.features(pixels.unsqueeze(0).to(device).float() / 255).shape[2:]
-    try:
-        return chosen_cells(wanted, (grid[0], grid[1]))
+    try:  # the last cells first: there may be more than a list can hold
+        ends = [(bottom, right) for _, bottom, _, right in wanted]
+        cells = chosen_cells(ends, (grid[0], grid[1]))
     except ValueError as error:
         raise SettingsError(f"--target: {error}") from error
+    for top, bottom, left, right in wanted:
+        cells[top : bottom + 1, left : right + 1] = True
+    return cells
 
 
 def _print(file: Path, checkpoint: str, attacked: AttackedImage, classes: Sequence[str]) -> None:

@@ -36,6 +36,7 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Shares = Annotated[tuple[Fraction, Fraction], BeforeValidator(_tuple_from_list)]
 Brightness = Annotated[float, BeforeValidator(_number_from_ratio), Field(gt=0, le=1)]
+Change = Annotated[float, BeforeValidator(_number_from_ratio), Field(ge=0, le=1)]
 
 
 def wrong(key: str, problem: str) -> PydanticCustomError:

@@ -57,6 +57,7 @@ def test_without_options_the_strongest_prototype_is_attacked(place: Place) -> No
         (("--target", "-1,0"), 2, "--target -1,0: must be ROW,COL"),
         (("--target", "1-0,1"), 2, "--target 1-0,1: a range begins with its smaller end"),
         (("--target", "0,0", "--target", "2,1"), 2, "cell (2, 1) is not on the grid of 2 rows"),
+        (("--target", "0,0-99999999999"), 2, "cell (0, 99999999999) is not on the grid of 2 rows"),
         (("--prototype", "6"), 2, "--prototype 6: the model has prototypes 0 to 5"),
         (("--prototype", "-1"), 2, "--prototype -1: the model has prototypes 0 to 5"),
     ],
@@ -86,3 +87,12 @@ def test_no_figure_among_the_images(place: Place) -> None:
     assert answer.code == 2
     assert "where figures would be taken for images" in answer.error
     assert sorted(place.photos.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [("--epsilon", "inf"), ("--step-size", "256")])
+def test_noise_that_no_image_can_hold(place: Place, here: Path, options: tuple[str, str]) -> None:
+    answer = command("attack", place.run, place.photo(), *options)
+    assert (answer.code, answer.out) == (2, "")
+    assert options[0] in answer.err
+    assert "255" in answer.err
+    assert list(here.iterdir()) == []

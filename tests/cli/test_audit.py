@@ -81,6 +81,10 @@ def test_settings_hold_under_every_protocol_that_an_audit_knows() -> None:
         }.get(name, {})
         usual = next(kind for kind in AUDITS if kind.name == name).protocols[protocol]
         assert settings == usual.model_copy(update=changed)
+    ratios = ["robust_accuracy.epsilon=4/255", "head_on_stomach.step_size=1/255"]
+    robust, stomach, *_ = build_audits(overrides=ratios)
+    assert robust.settings.epsilon == 4 / 255
+    assert stomach.settings.step_size == 1 / 255
     (only,) = build_audits(protocol="targeted", overrides=given[1:])
     assert (only.name, only.settings.steps) == ("head_on_stomach", 4)
     for wrong in ("spatial_misalignment.step=3", "misalignment.steps=3"):

@@ -12,7 +12,7 @@ from protofast.training import recipes
 
 COMMANDS = (
     *("demo", "train", "evaluate", "project", "prune"),
-    *("explain", "attack", "report", "audit", "info"),
+    *("explain", "attack", "report", "audit", "reproduce", "info"),
 )
 
 
