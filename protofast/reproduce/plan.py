@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,7 +138,14 @@ class Plan(_Frozen):
                     f"model {name} cannot start from {start}: that must be a model of the plan "
                     "that starts from none itself"
                 )
+        measured: dict[tuple[str, str, str], str] = {}
         for audit in self.audits:
+            for each in itertools.product(audit.models, audit.audits, audit.protocols):
+                if measured.setdefault(each, audit.name) != audit.name:
+                    raise ValueError(
+                        f"audits {measured[each]} and {audit.name} both measure {each[1]} of "
+                        f"{each[0]} under {each[2]}; which of the numbers counts?"
+                    )
             for model in audit.models:
                 if model not in self.models:
                     raise ValueError(

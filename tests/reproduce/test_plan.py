@@ -103,6 +103,11 @@ def _plan(tmp_path, text) -> Plan:
             'models = ["plain"]',
             "model plain; there are standard",
         ),
+        (
+            "[[audits]]",
+            '[[audits]]\nname="twice"\nmodels=["standard"]\naudits=["robust_accuracy"]\n[[audits]]',
+            "both measure robust_accuracy of standard under paper",
+        ),
         ("[models.standard]", '[models.standard]\nstart = "plain"', "cannot start from plain"),
         ("[models.standard]", '[models.standard]\nstart = "standard"', "start from standard"),
         ('recipe = "demo"', 'recipe = "dmeo"', "dmeo"),
