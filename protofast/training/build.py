@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,9 @@ def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int
         if is_checkpoint(weights):
             fresh = settings.model_copy(update={"weights": "none"})
             model = build_model(fresh, data, num_classes=num_classes)
-            load_weights(model, load_checkpoint(weights)[0], str(weights))
+            tensors, facts = load_checkpoint(weights)
+            load_weights(model, tensors, str(weights))
+            _check_same_similarity(model, facts["model"], weights)
             return model
     backbone = build_backbone(settings.backbone, num_channels=data.channels, weights=weights)
     try:
@@ -103,6 +106,17 @@ def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int
         )
     except ValueError as error:
         raise SettingsError(f"model: {error}") from error
+
+
+def _check_same_similarity(model: ProtoPNet, there: Mapping[str, Any], weights: Path) -> None:
+    """Weights of one similarity fit another's network, which would then learn from nonsense."""
+    for key in ("metric", "similarity", "eps"):
+        here = model.config[key]
+        if there[key] != here:
+            raise SettingsError(
+                f"model.{key} is {here}, but the network in {weights} was trained with "
+                f"{there[key]}; make them the same, or leave model.weights out"
+            )
 
 
 def build_class_weights(

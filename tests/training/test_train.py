@@ -408,6 +408,9 @@ def test_a_run_may_start_from_the_network_of_another(
     result = train(settings, tmp_path / "run", data=birds)
     assert result.finished
     assert RunFolder.open(tmp_path / "run").settings.model.weights == str(file)
+    linear = tiny(f"model.weights={file}", "model.similarity=linear")
+    with pytest.raises(SettingsError, match=r"model.similarity is linear, .* trained with log"):
+        build_model(linear.model, settings.data, num_classes=3)
     other = tiny(f"model.weights={file}", "model.depth=4")
     with pytest.raises(CheckpointError, match=r"project-2.safetensors does not fit the model: add"):
         build_model(other.model, other.data, num_classes=3)
