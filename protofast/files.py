@@ -19,7 +19,8 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
 
     Args:
         path: The file; its folder must exist.
-        content: Text is written as UTF-8.
+        content: Text is written as UTF-8; what that cannot hold (a file's name in another
+            encoding) as escapes.
 
     Raises:
         OSError: ``filename`` is ``path``, which was not changed (a full disk, say).
@@ -40,7 +41,7 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
     try:
         for path, content in contents.items():
             with temporaries[path].open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(_encoded(content))
                 file.flush()
                 os.fsync(file.fileno())
         for path, temporary in temporaries.items():
@@ -76,6 +77,10 @@ def locked(folder: Path) -> Iterator[None]:
                 "two processes from changing one folder; choose one on another (--out)"
             ) from error
         yield
+
+
+def _encoded(content: bytes | str) -> bytes:
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
 
 
 def finite(value: Any) -> Any:

@@ -19,6 +19,7 @@ from protofast.settings_tree import leaves
 from protofast.training import RunFolder, build_data, check_classes, other_images
 from protofast.training.settings import DataSettings
 
+_LONGEST_NAME = 60  # of a run, in characters; several stand side by side in one file name
 # What is done to a run's images on purpose; audits look at images as they are.
 _CLEAN = ("jpeg",)
 # What may differ between the data of two runs whose test images are the same.
@@ -141,10 +142,16 @@ def run_names(paths: Sequence[Path]) -> list[str]:
     """What to call each run: by its folder, and by those above where names are alike."""
     whole = [path.resolve() for path in paths]
     for depth in range(1, max((len(path.parts) for path in whole), default=1) + 1):
-        names = ["-".join(path.parts[-depth:]).replace("/", "") for path in whole]
+        names = [_as_file_name("-".join(path.parts[-depth:])) for path in whole]
         if len(set(names)) == len(names):
             return names
     return [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+
+
+def _as_file_name(text: str) -> str:
+    """A name for files and pages from that of a folder: no dot in front, no bytes, not too long."""
+    plain = text.encode(errors="replace").decode().replace("/", "").lstrip(".")
+    return plain[-_LONGEST_NAME:].lstrip(".") or "run"
 
 
 def _differences(one: DataSettings, other: DataSettings) -> list[str]:

@@ -16,6 +16,7 @@ from protofast.audits import AUDITS, audit_runs, build_audits
 from protofast.audits.runs import run_names
 from protofast.cli.audit import NAMES
 from protofast.errors import SettingsError
+from protofast.files import write_atomically
 
 FEW = ("--images", "4", "--audit", "robust_accuracy", "--set", "robust_accuracy.steps=2")
 
@@ -101,9 +102,16 @@ def test_names_of_runs() -> None:
         (["runs/a"], ["a"]),
         (["runs/a", "runs/b/"], ["a", "b"]),
         (["one/run", "two/run"], ["one-run", "two-run"]),
+        (["runs/.hidden", "runs/caf\udce9"], ["hidden", "caf?"]),
+        (["runs/" + 240 * "a", "runs/b"], [60 * "a", "b"]),
         (["x/1/run", "y/1/run", "y/two"], ["x-1-run", "y-1-run", f"{Path.cwd().name}-y-two"]),
     ):
         assert run_names([Path(path) for path in paths]) == names
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "table.csv", "caf\udce9.png,1")
+    assert (tmp_path / "table.csv").read_text() == "caf\\udce9.png,1"
 
 
 def test_two_runs_side_by_side(
