@@ -24,7 +24,7 @@ IMAGES = CLASSES * PER_CLASS
 UNITS = IMAGES // 4
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

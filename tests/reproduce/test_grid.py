@@ -38,7 +38,7 @@ ORDER = ["train standard-0", "train aligned-0", "audit accuracy-0"]
 ORDER += ["train standard-1", "train aligned-1", "audit accuracy-1"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
