@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from protofast.data import ImageSet
+from protofast.data.randomness import permutation
 from protofast.models import PrototypeModel
 
 SUBSET = 10  # purpose of the random numbers that choose an audit's images; see data/randomness.py
@@ -186,3 +187,14 @@ def skipped(rows: Sequence[Row]) -> dict[str, int]:
         if row.get("skipped"):
             counts[row["skipped"]] = counts.get(row["skipped"], 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def units_in_order(count: int, wanted: int | None, *keys: int) -> list[list[int]]:
+    """Positions of `wanted` of `count` images (None: all) in units of 64, in the set's order.
+
+    A subset is drawn by the keys. 64 images are what an interrupted audit does again at most.
+    """
+    positions = list(range(count))
+    if wanted is not None and wanted < count:
+        positions = sorted(permutation(count, *keys)[:wanted].tolist())
+    return [positions[first : first + 64] for first in range(0, len(positions), 64)]

@@ -32,15 +32,21 @@ from scipy import stats
 from torch import Tensor
 
 from protofast.audits import jpeg_pictures
-from protofast.audits.audit import Audit, AuditSettings, Number, Picture, Row, Subject
-from protofast.audits.statistics import mean_number, share_number
+from protofast.audits.audit import (
+    Audit,
+    AuditSettings,
+    Number,
+    Picture,
+    Row,
+    Subject,
+    units_in_order,
+)
+from protofast.audits.statistics import column_mean, remark_shares, share_number
 from protofast.data import compressed_classes, compression
 from protofast.data.image_set import Change
-from protofast.data.randomness import permutation
 
 Similarities = np.ndarray[Any, np.dtype[np.float64]]  # [P]
 
-_UNIT = 64  # images: what an interrupted audit does again at most
 _IMAGES = 12  # purpose of these random numbers; see data/randomness.py
 
 NOT_FINITE = "similarities or logits that are not finite"
@@ -153,11 +159,8 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
 
     def units(self, subject: Subject) -> list[list[int]]:
         """64 images each, in the order of the data set."""
-        count, wanted = len(subject.images), self.settings.images
-        positions = list(range(count))
-        if wanted is not None and wanted < count:
-            positions = sorted(permutation(count, _IMAGES, subject.seed)[:wanted].tolist())
-        return [positions[first : first + _UNIT] for first in range(0, len(positions), _UNIT)]
+        keys = _IMAGES, subject.seed
+        return units_in_order(len(subject.images), self.settings.images, *keys)
 
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         """One row for each image, of every class."""
@@ -188,23 +191,26 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
             )
         ]
         numbers += [
-            _mean("similarity_change", "change of the top similarity", hit, better=None),
-            _mean(
+            column_mean("similarity_change", "change of the top similarity", hit),
+            column_mean(
                 "similarity_change_relative",
                 "relative change of the top similarity",
                 hit,
                 unit="%",
-                better=None,
             ),
             share_number("similarity_falls", "top similarity falls", falls, better="lower"),
-            _mean("rank_correlation", "rank correlation of all similarities", hit),
-            _mean("top_k_overlap", f"same top {self.settings.top} prototypes", hit, unit="%"),
+            column_mean(
+                "rank_correlation", "rank correlation of all similarities", hit, better="higher"
+            ),
+            column_mean(
+                "top_k_overlap",
+                f"same top {self.settings.top} prototypes",
+                hit,
+                unit="%",
+                better="higher",
+            ),
         ]
-        for key, label in REMARKS.items():
-            holds = [key in row["remarks"].split() for row in hit]
-            if any(holds):
-                numbers.append(share_number(key, label, holds))
-        return numbers
+        return [*numbers, *remark_shares(hit, REMARKS)]
 
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         """The images whose top similarity falls most, with and without artefacts, and charts."""
@@ -300,16 +306,3 @@ def _of_run(subject: Subject) -> Mapping[str, Any]:
 def _descending(values: Similarities) -> np.ndarray[Any, np.dtype[np.intp]]:
     """Positions by value, the largest first; of equal ones the first."""
     return np.argsort(-values, kind="stable")
-
-
-def _mean(
-    key: str,
-    label: str,
-    rows: Sequence[Row],
-    *,
-    unit: Literal["%", ""] = "",
-    better: Literal["higher"] | None = "higher",
-) -> Number:
-    """The mean of a column over the rows that have it."""
-    values = [row[key] for row in rows if row[key] is not None]
-    return mean_number(key, label, values, unit=unit, better=better)

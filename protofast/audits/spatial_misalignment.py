@@ -15,12 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from protofast.audits.audit import SUBSET, Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.audit import (
+    SUBSET,
+    Audit,
+    AuditSettings,
+    Number,
+    Picture,
+    Row,
+    Subject,
+    units_in_order,
+)
 from protofast.audits.misalignment_attack import (
     PAPER,
     RELEASED,
@@ -29,13 +38,11 @@ from protofast.audits.misalignment_attack import (
     examine,
 )
 from protofast.audits.misalignment_metrics import activation_change, location_change, rank_change
-from protofast.audits.statistics import mean_number, share_number
-from protofast.data.randomness import permutation
+from protofast.audits.statistics import column_mean, mean_number, remark_shares, share_number
 from protofast.explain.pictures import marked_png
 from protofast.files import write_atomically
 from protofast.heatmaps import upsample
 
-_UNIT = 64  # images: what an interrupted audit does again at most
 _PICTURES = 8
 
 NOT_FINITE = "similarities that are not finite"
@@ -76,11 +83,8 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
 
     def units(self, subject: Subject) -> list[list[int]]:
         """64 images each, in the order of the data set."""
-        count, wanted = len(subject.images), self.settings.images
-        positions = list(range(count))
-        if wanted is not None and wanted < count:
-            positions = sorted(permutation(count, SUBSET, subject.seed)[:wanted].tolist())
-        return [positions[first : first + _UNIT] for first in range(0, len(positions), _UNIT)]
+        keys = SUBSET, subject.seed
+        return units_in_order(len(subject.images), self.settings.images, *keys)
 
     @property
     def effort(self) -> int:
@@ -104,20 +108,18 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
         still = [row["predicted_after"] == row["label"] for row in named]
         lost = [100.0 * (was - now) for was, now in zip(right, still, strict=True)]
         numbers = [
-            _mean("location_change", "Location change (PLC)", rows, unit="%"),
-            _mean("activation_change", "Activation change (PAC)", rows, unit="%"),
-            _mean("rank_change", "Rank change (PRC), prototypes", rows),
+            column_mean("location_change", "Location change (PLC)", rows, unit="%", better="lower"),
+            column_mean(
+                "activation_change", "Activation change (PAC)", rows, unit="%", better="lower"
+            ),
+            column_mean("rank_change", "Rank change (PRC), prototypes", rows, better="lower"),
             share_number("accuracy_before", "Accuracy before", right, better="higher"),
             share_number("accuracy_after", "Accuracy after", still, better="higher"),
             mean_number(
                 "accuracy_change", "Accuracy lost (AC)", lost, unit="points", better="lower"
             ),
         ]
-        for key, label in REMARKS.items():
-            holds = [key in row["remarks"].split() for row in rows]
-            if any(holds):
-                numbers.append(share_number(key, label, holds))
-        return numbers
+        return [*numbers, *remark_shares(rows, REMARKS)]
 
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         """The images on which a prototype's place moved most, clean and attacked."""
@@ -242,12 +244,6 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
             else ""
             for has, before, after in states
         ]
-
-
-def _mean(key: str, label: str, rows: Sequence[Row], *, unit: Literal["%", ""] = "") -> Number:
-    """The mean of a column over the rows that have it."""
-    values = [row[key] for row in rows if row[key] is not None]
-    return mean_number(key, label, values, unit=unit, better="lower")
 
 
 def _caption(row: Row, classes: Sequence[str], settings: MisalignmentSettings) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from protofast.audits.audit import Number
+from protofast.audits.audit import Number, Row
 
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
@@ -56,6 +56,32 @@ def mean_number(
     return Number(
         key=key, label=label, value=mean, unit=unit, better=better, n=len(data), low=low, high=high
     )
+
+
+def column_mean(
+    key: str,
+    label: str,
+    rows: Sequence[Row],
+    *,
+    unit: Literal["%", "points", ""] = "",
+    better: Literal["lower", "higher"] | None = None,
+) -> Number:
+    """The mean of a column over the rows that have it; see `mean_number`."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return mean_number(key, label, values, unit=unit, better=better)
+
+
+def remark_shares(rows: Sequence[Row], remarks: Mapping[str, str]) -> Iterator[Number]:
+    """The share of rows with each remark that occurs at all.
+
+    Args:
+        rows: Their `remarks` are keys between spaces.
+        remarks: What to call each key.
+    """
+    for key, label in remarks.items():
+        holds = [key in row["remarks"].split() for row in rows]
+        if any(holds):
+            yield share_number(key, label, holds)
 
 
 def share_number(
