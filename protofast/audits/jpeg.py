@@ -5,16 +5,16 @@ compressed to JPEG, so that the artefacts give these classes away. If its protot
 it names compressed images well and clean ones badly (Table 2), and the prototype that is most
 similar to a compressed image is so no longer when the artefacts are gone (Figure 2, appendix D.2).
 
-The compressed classes are those of the run, with its quality and codec, unless the settings say
-otherwise. For a run without any (one whose training images were compressed at random, appendix F.2
-and Table 4, or not at all) they are those of the protocol: a random half under `paper`; under
+The compressed classes are those of the run, with its quality, codec and place, unless the settings
+say otherwise. For a run without any (one whose training images were compressed at random, appendix
+F.2 and Table 4, or not at all) they are those of the protocol: a random half under `paper`; under
 `released` the classes with an odd number counted from 0, through Pillow, which is what the released
 code does.
 
 All of this starts from the clean images: `Subject.images`, or what lies behind them where a
 `CompressedImageSet` is audited (`ImageSet.clean`). Pixels that were compressed and put into memory
-by hand cannot be told from clean ones. Files are compressed as in training, after cropping and
-before resizing.
+by hand cannot be told from clean ones. Files are compressed after cropping and before resizing, as
+in the released code, but for a run that was trained on images compressed after resizing.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from protofast.audits.audit import (
     units_in_order,
 )
 from protofast.audits.statistics import column_mean, remark_shares, share_number
-from protofast.data import compressed_classes, compression
-from protofast.data.image_set import Change
+from protofast.data import changed_image, compressed_classes, compression
+from protofast.data.image_set import ImageSet
 
 Similarities = np.ndarray[Any, np.dtype[np.float64]]  # [P]
 
@@ -65,7 +65,7 @@ The numbers are means over all of these images but those for which there is no s
 class JpegExperimentSettings(AuditSettings):
     """Settings of the JPEG experiment.
 
-    The first four are, where None, those of the run; of a run without compressed classes, those of
+    The first five are, where None, those of the run; of a run without compressed classes, those of
     the protocol. `JpegExperiment.settings_of` says which these are.
 
     Attributes:
@@ -74,6 +74,7 @@ class JpegExperimentSettings(AuditSettings):
             run says.
         quality: JPEG's.
         codec: ``simplejpeg`` or ``pillow``.
+        at: ``file``: compressed before they are resized; ``input``: afterwards.
         top: How many of the most similar prototypes are compared in the overlap.
         drawn: How many of them each histogram shows, of either version (appendix D.2: 75).
         images: How many test images, drawn at random; None for all.
@@ -83,6 +84,7 @@ class JpegExperimentSettings(AuditSettings):
     classes_seed: Annotated[int, Field(ge=0)] | None = None
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     codec: Literal["simplejpeg", "pillow"] | None = None
+    at: Literal["file", "input"] | None = None
     top: Annotated[int, Field(ge=1)] = 10
     drawn: Annotated[int, Field(ge=1)] = 75
     images: Annotated[int, Field(ge=1)] | None = None
@@ -96,12 +98,13 @@ class Compression:
     classes: tuple[int, ...]
     quality: int
     codec: Literal["simplejpeg", "pillow"]
+    at: Literal["file", "input"]
     from_run: bool
 
-    @property
-    def change(self) -> Change:
-        """For one image [channels, S, T], uint8."""
-        return compression(quality=self.quality, codec=self.codec)
+    def image(self, images: ImageSet, position: int) -> Tensor:
+        """An image compressed: [channels, S, T] uint8."""
+        change = compression(quality=self.quality, codec=self.codec)
+        return changed_image(images, position, change, at=self.at)
 
 
 class JpegExperiment(Audit[JpegExperimentSettings]):
@@ -135,11 +138,12 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
         jpeg = _of_run(subject)
         if jpeg:
             jpeg = {"classes": jpeg["compressed"], "classes_seed": jpeg["seed"], **jpeg}
+            jpeg.setdefault("at", "file")  # runs of before there was a choice
         else:
             odd = self.settings.protocol == "released"
             jpeg = {"classes": "odd" if odd else "half", "classes_seed": subject.seed}
-            jpeg |= {"quality": 20, "codec": "pillow" if odd else "simplejpeg"}
-        keys = ("classes", "classes_seed", "quality", "codec")
+            jpeg |= {"quality": 20, "codec": "pillow" if odd else "simplejpeg", "at": "file"}
+        keys = ("classes", "classes_seed", "quality", "codec", "at")
         return self.settings.model_copy(
             update={key: jpeg[key] for key in keys if getattr(self.settings, key) is None}
         )
@@ -151,11 +155,14 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
         assert used.classes_seed is not None
         assert used.quality is not None
         assert used.codec is not None
+        assert used.at is not None
         classes = compressed_classes(len(subject.images.classes), used.classes, used.classes_seed)
         as_trained = bool(jpeg) and used.classes == jpeg["compressed"]
         if used.classes == "half":
             as_trained = as_trained and used.classes_seed == jpeg["seed"]
-        return Compression(used.classes, classes, used.quality, used.codec, as_trained)
+        return Compression(
+            used.classes, classes, used.quality, used.codec, used.at, from_run=as_trained
+        )
 
     def units(self, subject: Subject) -> list[list[int]]:
         """64 images each, in the order of the data set."""
@@ -220,10 +227,10 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
         self, subject: Subject, compression: Compression, positions: Sequence[int]
     ) -> dict[str, Tensor]:
         """Both versions of some images, [N, channels, S, T] in [0, 1], on the device."""
-        clean, change = subject.images.clean, compression.change
+        clean = subject.images.clean
 
         def both(position: int) -> tuple[Tensor, Tensor]:
-            return clean.image(position), clean.altered(position, change)
+            return clean.image(position), compression.image(clean, position)
 
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             pairs = list(pool.map(both, positions))

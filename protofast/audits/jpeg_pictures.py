@@ -168,12 +168,13 @@ def _changes(audit: JpegExperiment, subject: Subject, hit: Sequence[Row], folder
     done = audit.compression(subject)
     words = {"half": "a random half", "odd": "those of odd number"}
     which = "as in training" if done.from_run else words[done.which]
+    when = ", after resizing" if done.at == "input" else ""
     classes = f"{len(done.classes)} of {len(subject.images.classes)} classes ({which})"
     return Picture(
         files={"changes": name},
         caption=f"All {len(hit)} images of {classes}, compressed at quality {done.quality} "
-        f"({done.codec}): change of the similarity of the prototype that is most similar to the "
-        f"compressed image when the artefacts are removed; mean {_signed(mean, 2)} (red line), "
+        f"({done.codec}{when}): change of the similarity of the prototype that is most similar to "
+        f"the compressed image when the artefacts are removed; mean {_signed(mean, 2)} (red line), "
         f"median {_signed(median, 2)}.",
     )
 

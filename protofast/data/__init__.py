@@ -11,6 +11,7 @@ from protofast.data.image_set import FileImageSet, ImageSet, MemoryImageSet, Sam
 from protofast.data.jpeg import (
     CompressedImageSet,
     JpegAugmentation,
+    changed_image,
     compress_splits,
     compressed_classes,
     compression,
@@ -35,6 +36,7 @@ __all__ = [
     "MemoryImageSet",
     "Sample",
     "Splits",
+    "changed_image",
     "check_leaks",
     "compress_splits",
     "compressed_classes",

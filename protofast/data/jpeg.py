@@ -33,6 +33,7 @@ from protofast.data.randomness import permutation, uniform
 
 Codec = Literal["simplejpeg", "pillow"]
 Choice = Literal["none", "half", "odd"]
+Place = Literal["file", "input"]
 # A channel [S, T] as a codec gives it: what counts is the lowest byte of each number.
 _Channel = NDArray[np.uint8] | NDArray[np.uint32]
 _CLASSES, _AUGMENTATION = 10, 11  # purposes of these random numbers; see randomness.py
@@ -103,14 +104,17 @@ class CompressedImageSet(ImageSet):
     """Another ImageSet with the images of some classes compressed to JPEG.
 
     As in the released code, files are compressed as they are after cropping, before they are
-    resized (:meth:`ImageSet.altered`); images without files at the size that they have. Training
-    images are augmented afterwards; the released code reads files that were augmented before.
+    resized (:meth:`ImageSet.altered`); images without files at the size that they have. Resizing
+    averages the artefacts away where files are much larger than what the network sees: with
+    ``at="input"`` images are compressed afterwards, at ``source.size``. Training images are
+    augmented afterwards; the released code reads files that were augmented before.
 
     Args:
         source: The images; :attr:`clean` hands them out again.
         classes: Positions in ``source.classes`` of those that are compressed.
         quality: See :func:`round_trip`.
         codec: See :func:`round_trip`.
+        at: ``file`` or ``input``; see above.
 
     Attributes:
         compressed: bool [n], whether an image is of one of the classes.
@@ -123,7 +127,10 @@ class CompressedImageSet(ImageSet):
         *,
         quality: int = 20,
         codec: Codec = "simplejpeg",
+        at: Place = "file",
     ) -> None:
+        if at not in get_args(Place):
+            raise ValueError(f"at must be one of {', '.join(get_args(Place))}, got {at!r}")
         strange = [label for label in classes if not 0 <= label < len(source.classes)]
         if strange:
             raise ValueError(f"no class {strange[0]}: there are {len(source.classes)} classes")
@@ -137,8 +144,10 @@ class CompressedImageSet(ImageSet):
             boxes=source.boxes,
             groups=source.groups,
             description=f"{source.description}; {len(set(classes))} of {len(source.classes)} "
-            f"classes compressed to JPEG (quality {quality}, {codec})",
+            f"classes compressed to JPEG (quality {quality}, {codec}"
+            f"{', after resizing' if at == 'input' else ''})",
         )
+        self.at = at
         self.compressed = torch.isin(self.labels, torch.tensor(list(classes), dtype=torch.int64))
         self._source = source
 
@@ -149,15 +158,17 @@ class CompressedImageSet(ImageSet):
 
     def image(self, index: int) -> Tensor:
         """See :meth:`ImageSet.image`."""
-        if self.compressed[index]:
-            return self._source.altered(index, self.change)
-        return self._source.image(index)
+        if not self.compressed[index]:
+            return self._source.image(index)
+        return changed_image(self._source, index, self.change, at=self.at)
 
     def altered(self, index: int, change: Change) -> Tensor:
-        """See :meth:`ImageSet.altered`; compression comes first."""
-        if self.compressed[index]:
-            return self._source.altered(index, lambda image: change(self.change(image)))
-        return self._source.altered(index, change)
+        """See :meth:`ImageSet.altered`; compression at the file's size comes first."""
+        if not self.compressed[index]:
+            return self._source.altered(index, change)
+        if self.at == "input":
+            return self.change(self._source.altered(index, change))
+        return self._source.altered(index, lambda image: change(self.change(image)))
 
     def file(self, index: int) -> Path | None:
         """See :meth:`ImageSet.file`."""
@@ -174,13 +185,23 @@ def compression(*, quality: int = 20, codec: Codec = "simplejpeg") -> Change:
     return change
 
 
+def changed_image(images: ImageSet, index: int, change: Change, *, at: Place) -> Tensor:
+    """An image with a change made to it before it is resized (``file``) or after (``input``)."""
+    return images.altered(index, change) if at == "file" else change(images.image(index))
+
+
 def compress_splits(
-    splits: Splits, classes: Sequence[int], *, quality: int = 20, codec: Codec = "simplejpeg"
+    splits: Splits,
+    classes: Sequence[int],
+    *,
+    quality: int = 20,
+    codec: Codec = "simplejpeg",
+    at: Place = "file",
 ) -> Splits:
     """A data set with the same classes compressed in its training, projection and test images."""
 
     def wrapped(images: ImageSet) -> ImageSet:
-        return CompressedImageSet(images, classes, quality=quality, codec=codec)
+        return CompressedImageSet(images, classes, quality=quality, codec=codec, at=at)
 
     train = wrapped(splits.train)
     project = train if splits.project is splits.train else wrapped(splits.project)

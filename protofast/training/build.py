@@ -50,7 +50,9 @@ def build_data(
     jpeg = settings.jpeg
     if jpeg.compressed != "none":
         classes = compressed_classes(len(splits.train.classes), jpeg.compressed, jpeg.seed)
-        splits = compress_splits(splits, classes, quality=jpeg.quality, codec=jpeg.codec)
+        splits = compress_splits(
+            splits, classes, quality=jpeg.quality, codec=jpeg.codec, at=jpeg.at
+        )
     if settings.in_memory:
         train = splits.train.cached(threads=workers, progress=progress)
         same = splits.project is splits.train

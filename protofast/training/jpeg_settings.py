@@ -23,12 +23,15 @@ class JpegSettings(Frozen):
             from 0 (its released code).
         quality: JPEG's.
         codec: ``simplejpeg``, or ``pillow`` as in the released code.
+        at: ``file``: compressed before they are resized, as in the released code; ``input``:
+            afterwards, at the size that the network sees.
         seed: Key of the random half.
     """
 
     compressed: Literal["none", "half", "odd"] = "none"
     quality: Quality = 20
     codec: Codec = "simplejpeg"
+    at: Literal["file", "input"] = "file"
     seed: Seed = 0
 
 

@@ -275,12 +275,20 @@ def test_files_are_compressed_before_they_are_resized(tmp_path: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{n}.png")
         entries.append(FileEntry(tmp_path / f"{n}.png", f"{n}.png", n % 2))
     files = FileImageSet(entries, classes=("a", "b"), size=(SIZE, SIZE))
-    compressed = CompressedImageSet(files, [0, 1])
     on = subject(artefact_detector(), files, facts=ODD)
-    pair = paper().look(on, paper().compression(on), [0, 2])
-    for place, position in enumerate((0, 2)):
-        assert torch.equal(pair["clean"][place], files.image(position) / 255)
-        assert torch.equal(pair["compressed"][place], compressed.image(position) / 255)
+    of_input = {"data": {"jpeg": {**ODD["data"]["jpeg"], "at": "input"}}}
+    trained = subject(artefact_detector(), files, facts=of_input)  # unless its run did otherwise
+    for asked, audited, at in (
+        (paper(), on, "file"),
+        (paper(at="input"), on, "input"),
+        (paper(), trained, "input"),
+    ):
+        compressed = CompressedImageSet(files, [0, 1], at=at)  # type: ignore[arg-type]
+        assert asked.settings_of(audited).at == at
+        pair = asked.look(audited, asked.compression(audited), [0, 2])
+        for place, position in enumerate((0, 2)):
+            assert torch.equal(pair["clean"][place], files.image(position) / 255)
+            assert torch.equal(pair["compressed"][place], compressed.image(position) / 255)
     kept = subject(artefact_detector(), files.cached(), facts=ODD)
     assert run(paper(), kept)[0] == run(paper(), on)[0]
 

@@ -208,6 +208,25 @@ def test_files_are_compressed_after_cropping_and_before_resizing(files: FileImag
         assert getattr(images, name) == getattr(files, name)
 
 
+def test_files_may_be_compressed_after_resizing(files: FileImageSet) -> None:
+    images = CompressedImageSet(files, [1, 2], quality=10, at="input")
+    assert images.description.endswith(
+        "compressed to JPEG (quality 10, simplejpeg, after resizing)"
+    )
+    for kept in (images, images.cached()):
+        for index in range(6):
+            expected = files[index].image
+            if index % 3:
+                expected = round_trip(expected[None], quality=10)[0]
+            assert torch.equal(kept[index].image, expected)
+            assert torch.equal(kept.clean[index].image, files[index].image)
+    darker = images.altered(2, lambda image: image // 2)  # before resizing, so before compression
+    expected = files.altered(2, lambda image: image // 2)
+    assert torch.equal(darker, round_trip(expected[None], quality=10)[0])
+    with pytest.raises(ValueError, match="at must be one of file, input, got 'screen'"):
+        CompressedImageSet(files, [1], at="screen")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_images_in_memory_stay_compressed_and_know_the_clean_ones(
     files: FileImageSet, codec: str

@@ -6,7 +6,9 @@ from protofast.errors import SettingsError
 from protofast.reproduce import Grid, Plan, load_plan, plans
 from protofast.reproduce.claims import ALL_IMAGES, EXPERIMENTS
 
-DATA = {"birds": [], "cub80": ["data.root=/photographs"]}
+PHOTOGRAPHS = ["data.root=/photographs"]
+DATA = {"birds": [], "cub80": PHOTOGRAPHS, "cub80-jpeg": PHOTOGRAPHS}
+PART = {"cub80-jpeg": "jpeg"}  # plans of one audit alone
 SOUND = """
 name = "own"
 title = "My images"
@@ -33,6 +35,8 @@ def test_plans_that_come_along_measure_every_direction(name):
     plan = load_plan(name)
     for experiment in EXPERIMENTS:
         for direction in experiment.directions:
+            if direction.audit != PART.get(name, direction.audit):
+                continue
             looked_at = {
                 model
                 for audit in plan.audits
