@@ -34,6 +34,7 @@ from protofast.training import (
     build_data,
     check_changes,
     check_classes,
+    check_start,
     for_terminal,
     other_images,
 )
@@ -124,6 +125,7 @@ def train_and_report(
         check_changes(folder, settings, allow=allow_changes)
     else:
         RunFolder.check_free(path)
+        check_start(settings.model)
     with _remedy_for_root(settings.data, folder), progress_bar() as tell:
         data = build_data(
             settings.data, progress=lambda done, total: tell("reading images", done, total)

@@ -127,7 +127,7 @@ def train(
     elif allow_changes:
         raise SettingsError("--allow-changes goes with --resume RUN only")
     else:
-        from protofast.training import load_settings
+        from protofast.training import anchored, load_settings
 
         said = [*data_overrides(data), *weight_overrides(trained), *(overrides or [])]
         settings = anchored(load_settings(recipe, said, parts=parts or []))
@@ -175,16 +175,6 @@ def weight_overrides(trained: Path | None) -> list[str]:
         return []
     folder = RunFolder.open(trained)
     return [f"model.weights={folder.file(folder.resolve('best')).absolute()}"]
-
-
-def anchored(settings: Settings) -> Settings:
-    """The settings with absolute paths: a run can be evaluated and resumed from any folder."""
-    paths = {
-        key: str(Path(value).absolute())
-        for key in ("root", "test_root", "groups")
-        if (value := getattr(settings.data, key)) is not None
-    }
-    return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
 
 
 def _resumed(resume: Path, overrides: list[str] | None) -> Settings:

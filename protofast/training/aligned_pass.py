@@ -7,7 +7,6 @@ both. The first pass is the network's own; its features are used, not computed a
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +92,7 @@ class AlignedPass(nn.Module):
 
         Keyed by (seed, epoch, image); a batch is in random order, so its first images will do.
         """
-        compared = math.ceil(len(batch.labels) * self._settings.fraction)
+        compared = self._settings.compared(len(batch.labels))
         positions = batch.index[:compared].cpu().numpy()
         drawn = torch.from_numpy(uniform(1, _PROTOTYPE, self._seed, epoch, positions)[:, 0])
         labels = batch.labels[:compared]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from protofast.data.leaks import KINDS
 from protofast.errors import DataError, SettingsError
 from protofast.models import ProtoPNet, build_backbone
 from protofast.training.checkpoint import is_checkpoint, load_checkpoint
-from protofast.training.run_folder import load_weights
+from protofast.training.run_folder import differing_classes, load_weights
 from protofast.training.settings import DataSettings, LossSettings, ModelSettings
 
 Progress = Callable[[int, int], None]
@@ -73,13 +73,40 @@ def _refuse_leaks(splits: Splits) -> None:
         )
 
 
-def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int) -> ProtoPNet:
-    """A fresh network, initialised from PyTorch's random state.
+def check_start(settings: ModelSettings) -> None:
+    """Makes sure that a network which goes on from another run is told from which.
 
     Raises:
-        SettingsError: An unknown backbone, or weights that cannot be had.
+        SettingsError: It is not.
+    """
+    if settings.weights == "run":
+        raise SettingsError(
+            "model.weights = run: these settings go on from the network of another run; say from "
+            "which with --from RUN, or start from nothing with --set model.weights=none"
+        )
+
+
+def build_model(
+    settings: ModelSettings,
+    data: DataSettings,
+    *,
+    num_classes: int,
+    classes: Sequence[str] | None = None,
+) -> ProtoPNet:
+    """A fresh network, initialised from PyTorch's random state.
+
+    Args:
+        settings: What to build.
+        data: Size and channels of its images.
+        num_classes: C.
+        classes: Their names, which must be those of the run that weights come from; None to take
+            any network with C classes.
+
+    Raises:
+        SettingsError: An unknown backbone, or weights that cannot be had, or of other classes.
         CheckpointError: The weights are damaged or do not fit.
     """
+    check_start(settings)
     weights: str | Path | None = settings.weights
     if settings.weights == "none":
         weights = None
@@ -89,6 +116,7 @@ def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int
             fresh = settings.model_copy(update={"weights": "none"})
             model = build_model(fresh, data, num_classes=num_classes)
             tensors, facts = load_checkpoint(weights)
+            _check_same_classes(facts["classes"], classes, weights)
             load_weights(model, tensors, str(weights))
             _check_same_similarity(model, facts["model"], weights)
             return model
@@ -108,6 +136,16 @@ def build_model(settings: ModelSettings, data: DataSettings, *, num_classes: int
         )
     except ValueError as error:
         raise SettingsError(f"model: {error}") from error
+
+
+def _check_same_classes(there: Sequence[str], here: Sequence[str] | None, weights: Path) -> None:
+    """Weights fit any classes that are as many; what the network has learned does not."""
+    different = None if here is None else differing_classes(there, here)
+    if different:
+        raise SettingsError(
+            f"the network in {weights} was trained on other classes than the images have: "
+            f"{different}; take images of the same classes, or another run (--from, model.weights)"
+        )
 
 
 def _check_same_similarity(model: ProtoPNet, there: Mapping[str, Any], weights: Path) -> None:

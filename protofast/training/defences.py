@@ -7,6 +7,7 @@ can be combined, with one another and with any recipe.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -79,6 +80,10 @@ class AlignmentSettings(Frozen):
     detach_target: bool = True
     update_statistics: bool = True
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def compared(self, images: int) -> int:
+        """How many of a batch's images are compared."""
+        return max(1, math.ceil(round(images * self.fraction, 9)))  # 7 of 10: 7.000000000000001
 
 
 class MaskingSettings(Frozen):

@@ -30,11 +30,12 @@ def other_images(known: Mapping[str, str], **sets: ImageSet) -> str | None:
         known: From the run's checkpoint.
         sets: By name: ``train``, ``project``, ``test``, or some of them.
     """
-    others = [
-        _CALLED[name]
-        for name, images in sets.items()
-        if name in known and known[name] != checksum(images)
-    ]
+    return other_checksums(known, {name: checksum(images) for name, images in sets.items()})
+
+
+def other_checksums(known: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """The same, of sets whose checksums are known already."""
+    others = [_CALLED[name] for name in now if known.get(name, now[name]) != now[name]]
     if not others:
         return None
     return f"the {' and '.join(others)} images are others than the run's: names or labels differ"

@@ -86,7 +86,7 @@ class Loop:
         self.feed = Feed(settings, data, fabric, mean=state.model.mean, std=state.model.std)
         smallest, alignment = self.feed.smallest_batch, settings.training.alignment
         if alignment.weight:  # its second pass sees a part of each batch
-            smallest = math.ceil(smallest * alignment.fraction)
+            smallest = alignment.compared(smallest)
         check_single_images(state.model, data.train, smallest)
         self.class_weights = build_class_weights(settings.training.losses, data, fabric.device)
         # Fabric's wrappers share the optimisers' state; the state belongs to the bare ones.

@@ -62,6 +62,8 @@ def check_perturb(settings: AdversarialSettings, perturb: Perturb | None) -> Non
     for key in ("epsilon", "step_size"):
         asked = getattr(settings, key)
         own = getattr(perturb, key, asked)
+        if not isinstance(own, int | float):  # of somebody else's making, and meaning
+            continue
         if settings.method != "none" and own != asked:
             raise SettingsError(
                 f"training.adversarial.{key} is {asked:g}, but perturb has {key} {own:g}: make it "
@@ -72,8 +74,20 @@ def check_perturb(settings: AdversarialSettings, perturb: Perturb | None) -> Non
 def perturbed(
     perturb: Perturb, module: nn.Module, batch: Batch, *, epoch: int, strength: float
 ) -> Tensor:
-    """The images of a batch after ``perturb``, as constants."""
+    """The images of a batch after ``perturb``, as constants.
+
+    Raises:
+        ValueError: What it returned are not as many images of this size and kind.
+    """
     altered = perturb(
         module, batch.images, batch.labels, index=batch.index, epoch=epoch, strength=strength
     )
-    return batch.images if altered is None else altered.detach()
+    if altered is None:
+        return batch.images
+    there, here = ((list(each.shape), each.dtype) for each in (batch.images, altered))
+    if here != there:
+        raise ValueError(
+            f"perturb must return images as it got them, {there[0]} of {there[1]}, or None; got "
+            f"{here[0]} of {here[1]}"
+        )
+    return altered.detach()

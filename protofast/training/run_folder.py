@@ -342,15 +342,24 @@ def check_classes(trained: Sequence[str], data: Sequence[str]) -> None:
     Raises:
         DataError: They have not; the message names one that is missing and one that is new.
     """
+    different = differing_classes(trained, data)
+    if different:
+        raise DataError(
+            f"the network knows {len(trained)} classes, the data have {len(data)}: {different}; "
+            "restore the data that the run was trained on, or train a new run"
+        )
+
+
+def differing_classes(trained: Sequence[str], data: Sequence[str]) -> str | None:
+    """What tells the data's classes from those of a network: one that is missing, one that is new.
+
+    None where they are the same, in the same order.
+    """
     if list(trained) == list(data):
-        return
+        return None
     missing = [f"{name!r} is missing" for name in trained if name not in data]
     new = [f"{name!r} is new" for name in data if name not in trained]
-    what = " and ".join(missing[:1] + new[:1]) or "their order is another"
-    raise DataError(
-        f"the network knows {len(trained)} classes, the data have {len(data)}: {what}; restore the "
-        "data that the run was trained on, or train a new run"
-    )
+    return " and ".join(missing[:1] + new[:1]) or "their order is another"
 
 
 def load_weights(model: ProtoPNet, tensors: Mapping[str, Tensor], name: str) -> None:

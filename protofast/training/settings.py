@@ -132,7 +132,8 @@ class ModelSettings(Frozen):
     Attributes:
         backbone: Name of the backbone, see :func:`protofast.models.build_backbone`.
         weights: ``none`` (from scratch), ``imagenet`` (torchvision's), or a file: of the backbone's
-            weights, or a checkpoint of another run, which the whole network starts from.
+            weights, or a checkpoint of another run, which the whole network starts from. ``run``,
+            in a recipe, stands for such a checkpoint that is yet to be named (``--from RUN``).
         depth: D, length of a prototype.
         prototypes_per_class: Prototypes of each class.
         add_on: The paper's layers between backbone and prototypes.

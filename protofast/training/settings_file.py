@@ -23,6 +23,9 @@ from protofast.settings_tree import Key, SettingsTree, Tree, closest, leaves
 from protofast.training.settings import Settings
 
 Kind = Literal["recipe", "part"]
+PLACES = ("root", "test_root", "groups")
+"""Keys of the data's settings that are paths."""
+
 _RECIPES = resources.files("protofast.training") / "recipes"
 _PARTS = _RECIPES / "parts"
 
@@ -70,6 +73,16 @@ def load_settings(
     for override in overrides:
         into.override(override)
     return into.validated(f"settings {recipe_or_path}")
+
+
+def anchored(settings: Settings) -> Settings:
+    """The settings with absolute paths: a run can be evaluated and resumed from any folder."""
+    paths = {
+        key: str(Path(value).absolute())
+        for key in PLACES
+        if (value := getattr(settings.data, key)) is not None
+    }
+    return settings.model_copy(update={"data": settings.data.model_copy(update=paths)})
 
 
 def settings_text(settings: Settings) -> str:

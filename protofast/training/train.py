@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from protofast.data import Splits
 from protofast.errors import CheckpointError, SettingsError
 from protofast.files import write_atomically
 from protofast.models import ProtoPNet
-from protofast.training.build import build_data, build_model
+from protofast.training.build import build_data, build_model, check_start
 from protofast.training.engine import build_fabric, determinism, on_first_rank, stop_on_signals
 from protofast.training.environment import describe, record_start
 from protofast.training.images import check_images, other_images
@@ -111,7 +111,8 @@ def train(
     Raises:
         RunFolderError: The folder exists (or, resuming, does not), or another process works on it.
         SettingsError: Resuming with other settings, the message names the keys; or adversarial
-            training without ``perturb``.
+            training without ``perturb``; or a start from the network of another run that is not
+            named, or knows other classes.
         CheckpointError: Every checkpoint is damaged.
         DataError: About the images.
         OSError: Writing failed (a full disk, say); the last checkpoint is whole.
@@ -123,6 +124,8 @@ def train(
     if settings is None:
         raise TypeError("settings may be left out only to resume a run")
     check_perturb(settings.training.adversarial, perturb)
+    if not resume and model is None:
+        check_start(settings.model)
     wanted, stop = settings, stop or threading.Event()
     fabric = build_fabric(settings.training, device)
     with contextlib.ExitStack() as stack:
@@ -137,7 +140,7 @@ def train(
             journal = _journal(run_folder, settings, fabric, progress or Silence())
             stack.callback(journal.close)
             data = data or _open_data(fabric, settings, data_progress)
-            state = _fresh_state(fabric, settings, model, run_folder, len(data.train.classes))
+            state = _fresh_state(fabric, settings, model, run_folder, data.train.classes)
             _take_up(fabric, journal, state, data, settings, allow_changes=allow_changes)
             steps_before = state.step
             loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
@@ -253,16 +256,17 @@ def _fresh_state(
     settings: Settings,
     model: ProtoPNet | None,
     folder: RunFolder,
-    num_classes: int,
+    classes: Sequence[str],
 ) -> State:
     """Model, optimisers and random states as they are before the first step."""
+    num_classes = len(classes)
     seed_everything(settings.training.seed, 0)  # the same weights on every rank
     if model is None:
         described = settings.model
         if any(not folder.is_refined(name) for name in folder.names()):
             # A checkpoint will replace the pretrained weights, which may be gone by now.
             described = described.model_copy(update={"weights": "none"})
-        model = build_model(described, settings.data, num_classes=num_classes)
+        model = build_model(described, settings.data, num_classes=num_classes, classes=classes)
     if model.num_classes != num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, the data {num_classes}")
     model.to(fabric.device)

@@ -196,6 +196,26 @@ def test_parts_go_over_a_recipe_and_a_run_over_another(
     assert warm["alignment"] > 0
 
 
+def test_a_network_of_other_classes_is_no_start(place: Place) -> None:
+    for side in ("train", "test"):
+        (place.photos / side / "crow").rename(place.photos / side / "raven")
+    run = place.run.with_name("new")
+    answer = command("train", place.settings, "--from", place.run, "--out", run, "--no-report")
+    assert answer.code == 2
+    assert "was trained on other classes than the images have" in answer.error
+    assert "'crow' is missing and 'raven' is new; take images of the same" in answer.error
+    assert not run.exists()
+
+
+def test_a_recipe_that_goes_on_from_a_run_asks_from_which(place: Place) -> None:
+    run = place.run.with_name("new")
+    answer = command("train", "demo_defended", "--out", run)
+    assert answer.code == 2
+    assert "go on from the network of another run; say from which with --from RUN" in answer.error
+    assert "rendering" not in answer.err, "it is said before the images are read"
+    assert not run.exists()
+
+
 def test_parts_and_runs_that_are_not_there(place: Place) -> None:
     answer = command("train", place.settings, "--with", "adversary", "--out", "new")
     assert answer.code == 2

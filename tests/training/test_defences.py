@@ -13,7 +13,15 @@ from protofast.attacks import FastAdversarial
 from protofast.data import Batch, Splits
 from protofast.errors import SettingsError
 from protofast.models import ProtoPNet, build_backbone
-from protofast.training import RunFolder, Settings, load_settings, recipe_parts, recipes, train
+from protofast.training import (
+    RunFolder,
+    Settings,
+    build_model,
+    load_settings,
+    recipe_parts,
+    recipes,
+    train,
+)
 from protofast.training.aligned_pass import AlignedPass
 from protofast.training.defences import AdversarialSettings, AlignmentSettings, MaskingSettings
 from protofast.training.perturb import check_perturb
@@ -178,10 +186,23 @@ def test_adversarial_training_needs_images_that_can_be_perturbed(
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_that_go_on_from_a_run_are_not_trained_without(
+    birds: Splits, tmp_path: Path
+) -> None:
+    for recipe, overrides in (("demo_defended", ()), ("demo", ("model.weights=run",))):
+        settings = load_settings(recipe, overrides)
+        perturb = FastAdversarial(epsilon=4 / 255, step_size=5 / 255)
+        with pytest.raises(SettingsError, match=r"say from which with --from RUN, or start from"):
+            train(settings, tmp_path / "run", data=birds, perturb=perturb)
+        assert not (tmp_path / "run").exists()
+    settings = load_settings("demo_defended", ["model.weights=none"])
+    assert build_model(settings.model, settings.data, num_classes=3).num_classes == 3
+
+
 def test_the_demos_defended_model_has_the_parts_of_its_name() -> None:
     plain, defended = load_settings("demo"), load_settings("demo_defended")
     assert defended.data == plain.data
-    fit = plain.model.model_copy(update={"prototype_init": "uniform"})
+    fit = plain.model.model_copy(update={"prototype_init": "uniform", "weights": "run"})
     assert defended.model == fit, "it starts from the standard model's network"
     assert defended.training.adversarial.method == "fgsm"
     assert defended.training.alignment.weight > 0
@@ -246,6 +267,39 @@ def test_an_attack_that_is_not_the_settings_is_refused(
     asked = f"training.adversarial.{key}={own[key]}"
     check_perturb(tiny(*DEFENDED, asked).training.adversarial, perturb)
     check_perturb(tiny().training.adversarial, perturb)  # not asked for
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda images: images[:1], lambda images: images[:, :1], lambda images: images.half()]
+)
+def test_images_that_were_perturbed_into_something_else_are_refused(
+    wrong: Callable[[Tensor], Tensor], tiny: Tiny, birds: Splits, tmp_path: Path
+) -> None:
+    def perturb(model: nn.Module, images: Tensor, labels: Tensor, **known: object) -> Tensor:
+        return wrong(images)
+
+    message = r"must return images as it got them, \[8, 3, 32, 32\] of torch.float32, or None; got"
+    with pytest.raises(ValueError, match=message):
+        train(tiny(), tmp_path / "run", data=birds, perturb=perturb)
+
+
+def test_an_attack_with_a_radius_of_another_kind_is_the_users_business() -> None:
+    class PerChannel:
+        epsilon = torch.tensor([0.1, 0.2, 0.1])
+        step_size = "small"
+
+        def __call__(self, *args: object, **known: object) -> None:
+            return None
+
+    check_perturb(AdversarialSettings(method="fgsm"), PerChannel())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "images", "compared"),
+    [(1.0, 9, 9), (0.4, 9, 4), (0.7, 10, 7), (0.07, 100, 7), (1e-12, 8, 1), (0.5, 1, 1)],
+)
+def test_a_fraction_of_a_batch_is_rounded_up(fraction: float, images: int, compared: int) -> None:
+    assert AlignmentSettings(weight=1, fraction=fraction).compared(images) == compared
 
 
 def test_every_defence_changes_the_network(

@@ -414,6 +414,15 @@ def test_a_run_may_start_from_the_network_of_another(
     other = tiny(f"model.weights={file}", "model.depth=4")
     with pytest.raises(CheckpointError, match=r"project-2.safetensors does not fit the model: add"):
         build_model(other.model, other.data, num_classes=3)
+    for classes, said in (
+        (birds.train.classes[::-1], "their order is another"),
+        ((*birds.train.classes[:2], "Dodo"), r" is missing and 'Dodo' is new"),
+        (birds.train.classes[:2], r"have: '[^']+' is missing; take"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            build_model(
+                settings.model, settings.data, num_classes=len(classes), classes=tuple(classes)
+            )
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(file.read_bytes()[:-5] + b"other")
     with pytest.raises(CheckpointError, match="is damaged: its checksum does not match"):
