@@ -13,6 +13,7 @@ Runs and audits are ordinary ones: both take up where they were interrupted, so 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ from typing import Any, Literal
 
 import tomli_w
 
-from protofast.errors import CheckpointError, RunFolderError, SettingsError
+from protofast.errors import CheckpointError, DataError, RunFolderError, SettingsError
 from protofast.files import sha256_of, write_atomically
 from protofast.reproduce.plan import AuditPlan, Plan, load_plan
-from protofast.training import RunFolder, Settings, differences
+from protofast.training import RunFolder, Settings, build_data, differences
+from protofast.training.images import checksums, other_checksums
 from protofast.training.schedule import find_place
 from protofast.training.schedule import plan as steps_of
+from protofast.training.settings import DataSettings
 
 Work = Literal["train", "audit"]
 
@@ -117,13 +120,17 @@ class Grid:
         Raises:
             SettingsError: A run that is there was made with other settings, or goes on from a
                 training that has been done anew.
+            DataError: A run that is there was made with other images, and there is more to do.
         """
-        self._adopt()
+        self._check_name()
         cells = list(self.cells())
         for cell in cells:
             if cell.work == "train":
                 self._check_settings(cell)
                 self._check_start(cell)
+        if not all(self.done(cell) for cell in cells):
+            self._check_images(cells)
+        self._adopt()
         for number, cell in enumerate(cells, start=1):
             if self.done(cell):
                 continue
@@ -148,17 +155,21 @@ class Grid:
             if said is not None:
                 yield cell, said
 
+    def _check_name(self) -> None:
+        """Raise RunFolderError for a folder that holds another grid's runs."""
+        file = self.folder / "plan.toml"
+        if file.is_file() and (name := load_plan(file).name) != self.plan.name:
+            raise RunFolderError(
+                f"{self.folder} holds the grid {name}; choose another folder for {self.plan.name} "
+                "(--out)"
+            )
+
     def _adopt(self) -> None:
-        """Write the plan down; refuse a folder that holds another grid's runs."""
+        """Write the plan down."""
         file = self.folder / "plan.toml"
         text = tomli_w.dumps(self.plan.model_dump(mode="json", exclude_none=True))
         if file.is_file() and file.read_text(encoding="utf-8") == text:
             return
-        if file.is_file() and load_plan(file).name != self.plan.name:
-            raise RunFolderError(
-                f"{self.folder} holds the grid {load_plan(file).name}; choose another folder for "
-                f"{self.plan.name} (--out)"
-            )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text)
 
@@ -219,6 +230,34 @@ class Grid:
                 "take the plan back, or choose another folder (--out)"
             )
 
+    def _check_images(self, cells: Sequence[Cell]) -> None:
+        """Raise DataError if a run was trained on other images than those at hand.
+
+        Its settings do not tell: another folder of the same layout may hold others.
+        """
+        at_hand: dict[DataSettings, dict[str, str]] = {}
+        for cell in cells:
+            if cell.work == "audit" or not (cell.path / "settings.toml").is_file():
+                continue
+            folder = RunFolder.open(cell.path)
+            here = self.plan.settings(cell.name, cell.seed, self.data).data
+            if here.kind == "birds":  # drawn from settings, which are compared
+                continue
+            try:
+                known = folder.read("latest")[2]["images"]
+            except CheckpointError:  # none yet, or damaged, which training says
+                continue
+            here = here.model_copy(update={"leaks": "allow", "in_memory": False})
+            if here not in at_hand:
+                at_hand[here] = _checksums(here)
+            others = other_checksums(known, at_hand[here])
+            if others:
+                raise DataError(
+                    f"{cell.path} was trained on the images in {folder.settings.data.root}, but in "
+                    f"{here.root} {others}; give the folder that it was trained on (--data), or "
+                    "choose another for a grid of these images (--out)"
+                )
+
     def _audited(self, cell: Cell) -> dict[str, Any] | None:
         """What ``audit.json`` says, if all that is wanted was measured of the runs as they are.
 
@@ -226,24 +265,35 @@ class Grid:
         """
         said = _read(cell.path / "audit.json")
         try:
-            return said if said is not None and self._is_wanted(cell, said) else None
-        except (KeyError, TypeError, ValueError):
+            if said is None or not self._is_wanted(cell, said):
+                return None
+            _check_numbers(said)
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
+        return said
 
     def _is_wanted(self, cell: Cell, said: dict[str, Any]) -> bool:
         wanted = self._audit_plan(cell)
+        audits = wanted.build()
         expected = [
             (model, audit.name, audit.settings.model_dump(mode="json"))
-            for audit in wanted.build()
+            for audit in audits
             for model in range(len(wanted.models))
         ]
+        defaults = {
+            (audit.name, protocol): settings.model_dump(mode="json")
+            for audit in audits
+            for protocol, settings in audit.protocols.items()
+        }
         found = [
             (
                 each["model"],
                 each["audit"],
-                # What the plan left open was filled in by the audit.
                 {
+                    # A setting that is younger than the audit had the effect of its default.
+                    **defaults.get((each["audit"], each["protocol"]), {}),
                     **each["settings"],
+                    # What the plan left open was filled in by the audit.
                     **dict.fromkeys(each.get("left_open", ())),
                     "protocol": each["protocol"],
                 },
@@ -286,6 +336,37 @@ def _is_trained(path: Path) -> bool:
         return False
     steps, place = steps_of(folder.settings.training.schedule), facts["place"]
     return find_place(steps, place["key"], under_way=place["batch"] > 0) == len(steps)
+
+
+def _check_numbers(said: dict[str, Any]) -> None:
+    """Raise some error if an ``audit.json`` lacks what a page is made from."""
+    counts = [said["data"]["images"]]
+    values = []
+    for described in said["models"]:
+        counts += [described["prototypes"], described["classes"]]
+        values.append(described["accuracy"])
+    for entry in said["audits"]:
+        counts += entry["skipped"].values()
+        for number in entry["numbers"]:
+            if number["value"] is not None:
+                counts.append(number["n"])
+                values.append(number["value"])
+            if not isinstance(number["key"], str):
+                raise ValueError("a key is no text")
+    if not all(isinstance(count, int) for count in counts):
+        raise ValueError("something that is counted is no whole number")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("a value is no number")
+
+
+def _checksums(data: DataSettings) -> dict[str, str]:
+    """What checkpoints hold of the images, of those at hand."""
+    try:
+        return checksums(build_data(data))
+    except DataError as error:
+        if data.root is None or Path(data.root).is_dir():
+            raise
+        raise DataError(f"{error} (say with --data where the images are)") from error
 
 
 def _note(cell: Cell) -> Path:

@@ -14,6 +14,7 @@ from protofast.report.published import PublishedTable
 from protofast.reproduce.claims import EXPERIMENTS, Experiment
 from protofast.reproduce.grid import Grid
 from protofast.reproduce.numbers import Outcome, Results, gather, outcomes, short, spread
+from protofast.reproduce.plan import is_place, plans
 
 Found = Sequence[tuple[Grid, Results]]
 
@@ -62,7 +63,8 @@ def _what_was_run(found: Found) -> Iterator[str]:
             f"{model['prototypes']} prototypes of {model['classes']} classes" if model else "-"
         )
         images = str(results.data["images"]) if results.data else "-"
-        command = f"`protofast reproduce {grid.plan.name}`"
+        named = grid.plan.name if grid.plan.name in plans() else "PLAN.toml"
+        command = f"`protofast reproduce {named}`"
         seeds = ", ".join(map(str, grid.plan.seeds))
         rows.append([grid.plan.title, command, network, images, seeds, f"{done} of {len(cells)}"])
     heads = ["data and scale", "command", "network", "test images", "seeds", "cells done"]
@@ -72,8 +74,9 @@ def _what_was_run(found: Found) -> Iterator[str]:
             _of(grid),
             name,
             f"`{variant.start}`" if variant.start else "-",
-            ", ".join(f"`{part}`" for part in variant.parts) or "-",
-            ", ".join(f"`{said}`" for said in (*grid.plan.set, *variant.set)) or "-",
+            ", ".join(f"`{Path(part).name}`" for part in variant.parts) or "-",
+            ", ".join(f"`{said}`" for said in (*grid.plan.set, *variant.set) if not is_place(said))
+            or "-",
         ]
         for grid, _ in found
         for name, variant in grid.plan.models.items()

@@ -1,8 +1,13 @@
-"""What a grid consists of: models, the audits of them, seeds; read from a TOML file."""
+"""What a grid consists of: models, the audits of them, seeds; read from a TOML file.
+
+Paths of images, recipes and parts count from the folder of that file, from wherever the plan is
+carried out.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +17,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protofast.audits import AUDITS, Audit, build_audits
 from protofast.errors import SettingsError
-from protofast.training import Settings, load_settings
+from protofast.training import Settings, anchored, check_start, load_settings
+from protofast.training.settings_file import PLACES
 
 _PLANS = Path(__file__).parent / "plans"
+_PATHS = tuple(f"data.{key}" for key in PLACES)  # settings that are paths
 
 Words = Annotated[
     tuple[str, ...], BeforeValidator(lambda said: tuple(said) if isinstance(said, list) else said)
@@ -96,14 +103,14 @@ class Plan(_Frozen):
     Attributes:
         name: What to call it.
         title: The data set and scale in words, as the page names them.
-        recipe: What all models are trained by.
+        recipe: What all models are trained by: the name of a recipe, or a TOML file.
         seeds: Each model is trained with each of them, and audited with the same.
         checkpoint: Which checkpoint is audited. ``latest`` is the end of the training, which was
             not chosen by the test images.
         set: Settings of all models.
         models: By name. The page knows ``standard``, ``longer``, ``adversarial``, ``jpeg``,
-            ``jpeg-augmented``, ``jpeg-and-augmented``, ``masking`` and ``aligned``, and compares
-            these.
+            ``jpeg-augmented``, ``jpeg-and-augmented``, ``masking``, ``alignment`` and ``aligned``
+            (both), and compares these.
         audits: What is measured.
         notes: Paragraphs on what is particular about this grid.
         remarks: By the key of a direction (see :mod:`protofast.reproduce.claims`): what to say
@@ -162,24 +169,29 @@ class Plan(_Frozen):
         Args:
             model: Its name.
             seed: Which of the seeds.
-            data: Overrides that say where the images are.
+            data: Overrides that say where the images are; on that they have the last word.
             weights: The checkpoint to start from, for a model that has a ``start``.
 
         Raises:
             SettingsError: A recipe, part or setting is not known or not allowed.
         """
         variant = self.models[model]
-        start = [] if weights is None else [f"model.weights={weights.absolute()}"]
-        return load_settings(
-            self.recipe,
-            [*data, *self.set, *variant.set, *start, f"training.seed={seed}"],
-            parts=list(variant.parts),
+        last = [said for said in data if is_place(said)]
+        last += [] if weights is None else [f"model.weights={weights.absolute()}"]
+        return anchored(
+            load_settings(
+                self.recipe,
+                [*data, *self.set, *variant.set, *last, f"training.seed={seed}"],
+                parts=list(variant.parts),
+            )
         )
 
     def check(self, data: Sequence[str] = ()) -> None:
         """Raise SettingsError for whatever would only be found out hours later."""
-        for model in self.models:
-            self.settings(model, self.seeds[0], data)
+        for model, variant in self.models.items():
+            settings = self.settings(model, self.seeds[0], data)
+            if variant.start is None:
+                check_start(settings.model)
         for audit in self.audits:
             audit.build()
 
@@ -206,8 +218,45 @@ def load_plan(name_or_path: str | Path) -> Plan:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
     try:
-        return Plan.model_validate(dict(read))
+        plan = Plan.model_validate(dict(read))
+        return plan if known else _at(plan, path.absolute().parent)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"{path}: {f'{place}: ' if place else ''}{first['msg']}") from error
+
+
+def _at(plan: Plan, folder: Path) -> Plan:
+    """A plan from a file in `folder`, its relative paths made absolute."""
+
+    def file(name: str) -> str:
+        is_path = name.endswith(".toml") or len(Path(name).parts) > 1
+        return str(folder / os.path.expanduser(name)) if is_path else name
+
+    models = {
+        name: variant.model_copy(
+            update={
+                "parts": tuple(map(file, variant.parts)),
+                "set": tuple(_override_at(each, folder) for each in variant.set),
+            }
+        )
+        for name, variant in plan.models.items()
+    }
+    own = tuple(_override_at(each, folder) for each in plan.set)
+    return plan.model_copy(update={"recipe": file(plan.recipe), "models": models, "set": own})
+
+
+def is_place(override: str) -> bool:
+    """Whether a setting says where something is, which is no other place's business."""
+    return override.partition("=")[0].strip() in _PATHS
+
+
+def _override_at(override: str, folder: Path) -> str:
+    name, _, text = override.partition("=")
+    if not is_place(override) or not text.strip():
+        return override
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    return f"{name}={folder / os.path.expanduser(str(value))}"

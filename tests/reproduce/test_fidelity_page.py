@@ -92,7 +92,8 @@ def lines(text, start):
 
 def test_nothing_done_is_said_and_is_a_page_all_the_same(grid):
     text = page_text([grid])
-    assert "| Two seeds of birds | `protofast reproduce birds2` | - | - | 0, 1 | 0 of 10 |" in text
+    (row,) = lines(text, "| Two seeds of birds |")
+    assert row.endswith("| `protofast reproduce PLAN.toml` | - | - | 0, 1 | 0 of 10 |")
     assert "| birds2 | standard | - | missing | missing | missing | - |" in text
     assert "| birds2 | the attack succeeds on most images of the standard model | - | not" in text
     assert text.count("| missing | missing |") >= 5
@@ -106,6 +107,15 @@ def test_what_was_changed_about_a_model_is_said(grid):
     assert "| birds2 | standard | - | - | - |" in text
     assert "| birds2 | adversarial | - | `adversarial` | `training.adversarial.rise=3` |" in text
     assert "*birds2:* Birds are drawn." in text
+
+
+def test_where_images_lie_is_nobodys_business(tmp_path):
+    text = PLAN.replace("seeds = [0, 1]", 'seeds = [0]\nset = ["data.root=mine", "data.size=64"]')
+    text = text.replace('parts = ["jpeg"]', 'parts = ["parts/mine.toml"]')
+    (tmp_path / "plan.toml").write_text(text)
+    page = page_text([Grid(load_plan(tmp_path / "plan.toml"), tmp_path / "grid")])
+    assert "| birds2 | jpeg | - | `mine.toml` | `data.size=64` |" in page
+    assert str(tmp_path) not in page
 
 
 def test_published_numbers_stand_beside_ours(grid):
@@ -253,7 +263,25 @@ def test_alignment_and_masking_have_a_table(longer):
     assert "--with masking" in section
     assert "| birds3 | aligned | `released` | 20.0 | 30.0 | - | - | - | 50 |" in section
     assert "| birds3 | longer | - | missing" in section
+    assert "--set training.masking.probability=0  # loss alone" in section
     assert "| birds3 | masking" not in section
+    assert "| birds3 | alignment" not in section
+
+
+@pytest.mark.parametrize("name", ["birds", "cub80"])
+def test_masking_and_the_loss_alone_have_rows_of_their_own(name, tmp_path):
+    """A grid that was run before they were planned keeps its numbers; these are missing."""
+    grid = Grid(load_plan(name), tmp_path)
+    numbers = {"location_change": 20.0, "activation_change": 30.0}
+    put(grid, "misalignment", 0, {("aligned", "spatial_misalignment", "paper"): numbers})
+    text = page_text([grid])
+    section = text[text.index("## Sacha et al., alignment loss") :].split("\n## ")[0]
+    assert f"| {name} | aligned | `paper` | 20.0 | 30.0 | - | - | - | 50 |" in section
+    for model in ("masking", "alignment"):
+        assert f"| {name} | {model} | - | missing | missing | missing |" in section
+        assert f"| train {model} | missing |" in text
+    put(grid, "misalignment-apart", 0, {("masking", "spatial_misalignment", "paper"): numbers})
+    assert f"| {name} | masking | `paper` | 20.0 | 30.0 | - | - | - | 50 |" in page_text([grid])
 
 
 def test_published_numbers_keep_their_decimals(grid):

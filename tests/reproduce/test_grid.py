@@ -195,6 +195,10 @@ def test_runs_without_a_note_of_their_start_are_taken_as_they_are(finished, tmp_
     assert [note.read_text() for note in notes] == before
 
 
+def changed(entries, **values):
+    return [{**entry, **values} for entry in entries]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -206,9 +210,14 @@ def test_runs_without_a_note_of_their_start_are_taken_as_they_are(finished, tmp_
         lambda said: json.dumps({**said, "models": [None, None]}),
         lambda said: json.dumps({**said, "audits": {"0": 1}}),
         lambda said: json.dumps({"seed": 0}),
+        lambda said: json.dumps({**said, "models": changed(said["models"], accuracy=None)}),
+        lambda said: json.dumps({**said, "audits": changed(said["audits"], numbers=[1])}),
         lambda said: json.dumps({**said, "models": said["models"][::-1]}),
     ],
-    ids=["list", "null", "half", "empty", "one model", "none", "table", "little", "reversed"],
+    ids=[
+        *("list", "null", "half", "empty", "one model", "none", "table", "little"),
+        *("no accuracy", "no numbers", "reversed"),
+    ],
 )
 def test_a_damaged_audit_has_no_numbers_and_is_not_done(finished, tmp_path, spoil):
     grid = copy_of(finished[0], tmp_path)
@@ -254,6 +263,22 @@ def test_an_audit_with_other_settings_is_not_taken_for_done(finished, tmp_path):
     ]
 
 
+def test_a_setting_that_is_younger_than_an_audit_had_the_effect_of_its_default(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    cell = next(cell for cell in grid.cells() if cell.work == "audit")
+    file = cell.path / "audit.json"
+    said = json.loads(file.read_text())
+    for entry in said["audits"]:
+        if entry["audit"] == "robust_accuracy":
+            assert entry["settings"].pop("restarts") == 1
+    file.write_text(json.dumps(said))
+    assert grid.done(cell)
+    text = PLAN.replace('steps=1"]', 'steps=1", "robust_accuracy.restarts=2"]')
+    (tmp_path / "other.toml").write_text(text)
+    other = Grid(load_plan(tmp_path / "other.toml"), grid.folder)
+    assert not any(other.done(cell) for cell in other.cells() if cell.work == "audit")
+
+
 def test_runs_of_other_settings_are_refused_before_anything_is_done(finished, tmp_path):
     (tmp_path / "other.toml").write_text(PLAN.replace("model.depth=4", "model.depth=5"))
     grid = copy_of(finished[0], tmp_path, load_plan(tmp_path / "other.toml"))
@@ -261,6 +286,7 @@ def test_runs_of_other_settings_are_refused_before_anything_is_done(finished, tm
     with pytest.raises(SettingsError, match=r"trained with other settings: model.depth \(4, now 5"):
         workshop.carry_out(grid)
     assert workshop.did == []
+    assert Grid.open(grid.folder).plan == finished[0].plan, "the folder's plan is as it was"
 
 
 def test_another_grids_folder_is_refused(finished, tmp_path):
@@ -274,7 +300,7 @@ def test_the_page_of_a_real_grid(finished, tmp_path):
     grid = finished[0]
     write_page([grid], tmp_path / "docs" / "fidelity.md")
     text = (tmp_path / "docs" / "fidelity.md").read_text()
-    assert "| Two kinds of birds | `protofast reproduce tiny` | 4 prototypes of 2 classes |" in text
+    assert "| `protofast reproduce PLAN.toml` | 4 prototypes of 2 classes |" in text
     assert "6 of 6" in text
     assert "| tiny | standard | `paper` |" in text
     assert text.count("| done | done |") == 3

@@ -1,5 +1,7 @@
 """Plans: those that come with protofast are sound, and mistakes in others are named."""
 
+from pathlib import Path
+
 import pytest
 
 from protofast.errors import SettingsError
@@ -86,6 +88,68 @@ def test_models_differ_by_their_parts_settings_and_seeds_alone(tmp_path):
     assert standard.data.size == 64
 
 
+def test_each_defence_of_the_misalignment_benchmark_is_tried_alone_and_with_the_other():
+    for name in ("birds", "cub80"):
+        plan = load_plan(name)
+        training = {
+            model: plan.settings(model, 0, DATA[name]).training
+            for model in ("longer", "masking", "alignment", "aligned")
+        }
+        found = {
+            model: (each.masking.probability, each.alignment.weight)
+            for model, each in training.items()
+        }
+        assert found == {
+            "longer": (0, 0),
+            "masking": (0.5, 0),
+            "alignment": (0, 10),
+            "aligned": (0.5, 10),
+        }
+        both = training["aligned"]
+        off = {"probability": 0.0}
+        assert training["alignment"] == both.model_copy(
+            update={"masking": both.masking.model_copy(update=off)}
+        )
+        assert training["masking"] == both.model_copy(
+            update={"alignment": training["longer"].alignment}
+        )
+
+
+def test_paths_count_from_the_plans_folder(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "recipes").mkdir(parents=True)
+    (home / "recipes" / "mine.toml").write_text('recipe = "demo"\n[model]\ndepth = 12\n')
+    (home / "recipes" / "part.toml").write_text("[training]\nbatch_size = 7\n")
+    birds = "data.classes=", "data.train_per_class=", "data.test_per_class="
+    said = ["data.kind=folders", *birds, 'data.root="photos of birds"', "data.groups=~/g.csv"]
+    text = SOUND.replace('"demo"', '"recipes/mine.toml"').replace(
+        "[models.standard]", f"set = {said}\n[models.standard]\nparts = ['recipes/part.toml']"
+    )
+    file = home / "plan.toml"
+    file.write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for path in (file, "../home/plan.toml"):
+        plan = load_plan(path)
+        plan.check()
+        settings = plan.settings("standard", 3)
+        assert Path(settings.data.root).resolve() == home / "photos of birds"
+        assert settings.data.groups == "/home/somebody/g.csv"
+        assert (settings.model.depth, settings.training.batch_size) == (12, 7)
+    elsewhere = ["data.root=/others", "data.kind=folders"]
+    assert plan.settings("standard", 3, elsewhere).data.root == "/others"
+    monkeypatch.chdir(tmp_path)
+    assert load_plan("cub80").settings("standard", 0).data.root == str(tmp_path / "cub80")
+
+
+def test_the_plan_that_the_documentation_shows_is_sound(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
+    plan = _plan(tmp_path, page.split("```toml\n")[1].split("```")[0])
+    root = plan.settings("aligned", 1).data.root
+    assert root == str(tmp_path / "my_images")
+
+
 def _plan(tmp_path, text) -> Plan:
     file = tmp_path / "plan.toml"
     file.write_text(text)
@@ -114,7 +178,9 @@ def _plan(tmp_path, text) -> Plan:
         ),
         ("[models.standard]", '[models.standard]\nstart = "plain"', "cannot start from plain"),
         ("[models.standard]", '[models.standard]\nstart = "standard"', "start from standard"),
-        ('recipe = "demo"', 'recipe = "dmeo"', "dmeo"),
+        ('recipe = "demo"', 'recipe = "dmeo"', "dmeo'; did you mean demo"),
+        ('recipe = "demo"', 'recipe = "dmeo.toml"', "no settings file .*/dmeo.toml"),
+        ('recipe = "demo"', 'recipe = "demo_defended"', "another run; say from which"),
         ("[models.standard]", '[models.standard]\nparts = ["algined"]', "algined"),
         ("[models.standard]", '[models.standard]\nset = ["model.dpeth=3"]', "model.dpeth"),
         ('["robust_accuracy"]', '["robust"]', "robust: no such audit"),
