@@ -175,6 +175,15 @@ class Audit(ABC, Generic[SettingsT]):
     def summarise(self, subject: Subject, rows: Sequence[Row]) -> list[Number]:
         """The numbers of all units' rows."""
 
+    def values(self, rows: Sequence[Row]) -> Mapping[str, Mapping[int, float]]:
+        """What its numbers are means of: one value per image, by the number's key and the image.
+
+        Shares of images are means of 0 and 100. Two models are compared in them, image by image, so
+        a number that is of other images for each model (those on which an attack succeeded, say)
+        has none; nor have the numbers of an audit that does not say.
+        """
+        return {}
+
     @abstractmethod
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         """Draw the most telling rows into `folder`, worst first; what they show."""

@@ -244,6 +244,14 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
             ),
         ]
 
+    def values(self, rows: Sequence[Row]) -> Mapping[str, Mapping[int, float]]:
+        """See `Audit.values`."""
+        decided = [row for row in self.counted(rows) if not row.get("skipped")]
+        return {
+            "success_rate": {row["image"]: 100.0 * row["success"] for row in decided},
+            "mean_prototypes_tried": {row["image"]: float(row["ranks_tried"]) for row in decided},
+        }
+
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         """Clean and attacked images, the farthest move by the least noise first."""
         from protofast.audits.head_on_stomach_pictures import draw

@@ -219,6 +219,32 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
         ]
         return [*numbers, *remark_shares(hit, REMARKS)]
 
+    def values(self, rows: Sequence[Row]) -> Mapping[str, Mapping[int, float]]:
+        """See `Audit.values`."""
+        rows = [row for row in rows if not row["skipped"]]
+        hit = [row for row in rows if row["compressed"]]
+        clean, compressed = (
+            {row["image"]: 100.0 * (row[f"predicted_{version}"] == row["label"]) for row in rows}
+            for version in ("clean", "compressed")
+        )
+        return {
+            "accuracy_altered": clean | {row["image"]: compressed[row["image"]] for row in hit},
+            "accuracy_original": clean,
+            "accuracy_all_compressed": compressed,
+            "similarity_falls": {
+                row["image"]: 100.0 * (row["similarity_change"] < 0) for row in hit
+            },
+            **{
+                key: {row["image"]: row[key] for row in hit if row[key] is not None}
+                for key in (
+                    "similarity_change",
+                    "similarity_change_relative",
+                    "rank_correlation",
+                    "top_k_overlap",
+                )
+            },
+        }
+
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         """The images whose top similarity falls most, with and without artefacts, and charts."""
         return jpeg_pictures.draw(self, subject, rows, folder)

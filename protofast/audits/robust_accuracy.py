@@ -109,6 +109,15 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
             ),
         ]
 
+    def values(self, rows: Sequence[Row]) -> Mapping[str, Mapping[int, float]]:
+        """See `Audit.values`."""
+        return {
+            "clean_accuracy": {row["image"]: 100.0 * row["right"] for row in rows},
+            "adversarial_accuracy": {
+                row["image"]: 100.0 * row["right_under_attack"] for row in rows
+            },
+        }
+
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         """See `Audit.pictures`: the images that gave way after the fewest steps."""
         fallen = [row for row in rows if row["right"] and not row["right_under_attack"]]

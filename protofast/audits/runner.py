@@ -19,6 +19,7 @@ from torch import Tensor
 
 from protofast.attacks.objectives import frozen
 from protofast.audits.audit import Audit, Row, Subject, skipped
+from protofast.audits.comparison import Measured, comparisons
 from protofast.audits.files import FORMAT, AuditFolder, Unit, fingerprint, table_text
 from protofast.audits.subjects import AuditedModel, check_models, images_checksum
 from protofast.audits.summary import (
@@ -282,7 +283,7 @@ class _Work:
         found: Mapping[str, Sequence[Unit | None]],
         predictions: Sequence[Tensor],
     ) -> dict[str, Any]:
-        entries = []
+        measured: list[Measured] = []
         total = sum(part.work for part in parts)
         done = total - sum(part.drawing for part in parts)
         for part in parts:
@@ -293,13 +294,15 @@ class _Work:
                 assert unit is not None  # all of it is done
                 rows += unit.rows
                 self._took(part.path, unit)
-            entries.append(self._entry(part, part.audit.counted(rows)))
+            counted = part.audit.counted(rows)
+            measured.append(Measured(self._entry(part, counted), part.audit.values(counted)))
             self.seconds[f"{part.path}/summary"] = round(time.monotonic() - start, 3)
             done += part.drawing
         self.tell("summary", total, total)
         said = {
             **describe_audit(self.models, self.identities, predictions, self.images, self.seed),
-            "audits": entries,
+            "audits": [each.entry for each in measured],
+            "comparisons": comparisons(measured),
             "times": {"seconds": self.seconds, "environment": environment(self.models)},
         }
         summary: dict[str, Any] = finite(said)

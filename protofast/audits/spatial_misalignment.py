@@ -121,6 +121,21 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
         ]
         return [*numbers, *remark_shares(rows, REMARKS)]
 
+    def values(self, rows: Sequence[Row]) -> Mapping[str, Mapping[int, float]]:
+        """See `Audit.values`."""
+        named = [row for row in rows if row["predicted"] is not None]
+        right = {row["image"]: 100.0 * (row["predicted"] == row["label"]) for row in named}
+        still = {row["image"]: 100.0 * (row["predicted_after"] == row["label"]) for row in named}
+        return {
+            **{
+                key: {row["image"]: float(row[key]) for row in rows if row[key] is not None}
+                for key in ("location_change", "activation_change", "rank_change")
+            },
+            "accuracy_before": right,
+            "accuracy_after": still,
+            "accuracy_change": {image: was - still[image] for image, was in right.items()},
+        }
+
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         """The images on which a prototype's place moved most, clean and attacked."""
         moved = [row for row in rows if not row["skipped"] and row["location_change"] > 0]

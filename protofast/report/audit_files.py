@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +95,37 @@ class Result:
         return f"{self.model.name}, {self.audit}-{self.protocol}"
 
 
+@dataclass(frozen=True)
+class Difference:
+    """By how much a number differs between two models, image by image.
+
+    Attributes:
+        first: The one model.
+        second: The other.
+        audit: Of which audit.
+        protocol: Under which protocol.
+        measure: The second model's number less the first's, over the images that both have one for.
+        differ: On how many of these images the models differ at all.
+    """
+
+    first: AuditedModel
+    second: AuditedModel
+    audit: str
+    protocol: str
+    measure: Measure
+    differ: int
+
+    @property
+    def turned(self) -> Difference:
+        """The same, seen from the other model."""
+        value, low, high = (
+            None if end is None else -end
+            for end in (self.measure.value, self.measure.high, self.measure.low)
+        )
+        measure = replace(self.measure, value=value, low=low, high=high)
+        return replace(self, first=self.second, second=self.first, measure=measure)
+
+
 @dataclass
 class AuditFiles:
     """What an audit folder holds."""
@@ -105,6 +136,7 @@ class AuditFiles:
     seed: int | None = None
     models: list[AuditedModel] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
     times: Json = field(default_factory=dict)
     environment: Json = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -191,17 +223,47 @@ def _audit_of(folder: Path, content: Json) -> AuditFiles:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = words.name(error)
             problems.append(f"audit.json: audit {index} cannot be used: {reason}")
+    for index, entry in enumerate(_list(content, "comparisons", problems)):
+        try:
+            audit.differences.append(_difference(entry, audit.models))
+        except (ValueError, TypeError) as error:
+            reason = words.name(error)
+            problems.append(f"audit.json: comparison {index} cannot be used: {reason}")
     return audit
+
+
+def _difference(entry: Any, models: Sequence[AuditedModel]) -> Difference:
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected a JSON object, found {type(entry).__name__}")
+    pair = entry.get("models")
+    if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
+        raise ValueError(f"it is not of two models, but of {words.name(pair)}")
+    first, second = (_model_at(index, models) for index in pair)
+    measure = _measure(entry)
+    if measure.value is None or measure.low is None or measure.high is None:
+        raise ValueError("its value or interval is missing")
+    return Difference(
+        first,
+        second,
+        _text(entry, "audit"),
+        _text(entry, "protocol"),
+        measure,
+        _whole(entry.get("differ")) or 0,
+    )
+
+
+def _model_at(said: Any, models: Sequence[AuditedModel]) -> AuditedModel:
+    index = _whole(said)
+    if index is None or not 0 <= index < len(models):
+        raise ValueError(f"there is no model {words.name(said)}")
+    return models[index]
 
 
 def _result(entry: Any, models: Sequence[AuditedModel], problems: list[str]) -> Result:
     if not isinstance(entry, dict):
         raise ValueError(f"expected a JSON object, found {type(entry).__name__}")
-    index = _whole(entry.get("model"))
-    if index is None or not 0 <= index < len(models):
-        raise ValueError(f"there is no model {words.name(entry.get('model'))}")
     result = Result(
-        model=models[index],
+        model=_model_at(entry.get("model"), models),
         audit=_text(entry, "audit"),
         title=_capital(_text(entry, "title", str(entry.get("audit")))),
         protocol=_text(entry, "protocol"),

@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from protofast.report import words
 from protofast.report.audit_charts import axis_for, axis_of, histogram, scale, strip
-from protofast.report.audit_files import AuditFiles, Measure, Result
+from protofast.report.audit_comparison import compared
+from protofast.report.audit_files import AuditFiles, Difference, Measure, Result
 from protofast.report.audit_pictures import Album, picture_views
 from protofast.report.audit_subjects import LABELS, SUBJECTS, Subject, amount, interval, subject_of
 from protofast.report.audit_tables import Overview, Table, overview, paper_table
@@ -66,6 +67,7 @@ class Section:
     skipped: list[tuple[str, str, str, int, int]]  # model, protocol, reason, rows, of
     remarks: list[tuple[str, str, str, str]]  # model, protocol, share, what holds for so many
     numbers: list[tuple[Result, Measure]]
+    differences: list[Difference]
     albums: list[Album]
 
     @property
@@ -132,7 +134,7 @@ def page_of(audit: AuditFiles) -> AuditPage:
         problems=audit.problems,
         overview=overview(audit, chosen),
         verdicts=[
-            _verdict(section.anchor, subject, results)
+            _verdict(section.anchor, subject, results, audit.differences)
             for section, (subject, results) in zip(sections, chosen, strict=True)
         ],
         sections=sections,
@@ -183,7 +185,9 @@ def _speaking(results: Sequence[Result]) -> list[Result]:
 # ----- verdicts -----
 
 
-def _verdict(anchor: str, subject: Subject, results: Sequence[Result]) -> Verdict:
+def _verdict(
+    anchor: str, subject: Subject, results: Sequence[Result], differences: Sequence[Difference]
+) -> Verdict:
     said = [(result.model.name, subject.verdict(result)) for result in results]
     sentences = [
         (name, text or "there is nothing to say: no number came out") for name, text in said
@@ -194,30 +198,9 @@ def _verdict(anchor: str, subject: Subject, results: Sequence[Result]) -> Verdic
         subject=subject,
         protocol=results[0].protocol,
         sentences=sentences,
-        comparison=_comparison(subject, results),
+        comparison=compared(subject.main, results, differences),
         drawing=drawings[0] if drawings else None,
     )
-
-
-def _comparison(subject: Subject, results: Sequence[Result]) -> str:
-    """Whether the models differ by more than chance explains; empty for one model."""
-    found = [
-        (result.model.name, measure)
-        for result in results
-        if (measure := result.numbers.get(subject.main)) is not None
-        and measure.value is not None
-        and measure.low is not None
-        and measure.high is not None
-    ]
-    if len(found) < 2 or found[0][1].better is None:
-        return ""
-    sign = 1 if found[0][1].better == "lower" else -1
-    found.sort(key=lambda pair: sign * (pair[1].value or 0.0))
-    (best, good), (worst, bad) = found[0], found[-1]
-    apart = good.high < bad.low if sign == 1 else good.low > bad.high  # type: ignore[operator]
-    if apart:
-        return f"{best} holds better than {worst}: their intervals lie apart."
-    return f"The intervals of {best} and {worst} overlap: so many images show no clear difference."
 
 
 # ----- sections -----
@@ -255,6 +238,7 @@ def _section(
             if key not in subject.charted
         ],
         numbers=[(result, one) for result in ordered for one in result.numbers.values()],
+        differences=[each for each in audit.differences if each.audit == results[0].audit],
         albums=[
             shots[key]
             for result in ordered

@@ -100,7 +100,7 @@ def interval(measure: Measure) -> str:
     return f"{low} to {high}"
 
 
-def _stated(measure: Measure) -> str:
+def stated(measure: Measure) -> str:
     """``92.5 % (95 % interval 88.0 to 95.4, n = 200)``."""
     text = amount(measure)
     between = interval(measure)
@@ -152,9 +152,9 @@ def _value(measure: Measure) -> float:
 def _size(measure: Measure) -> str:
     """A change without its sign, which the words around it say; its interval turned along."""
     if _value(measure) >= 0:
-        return _stated(measure)
+        return stated(measure)
     low, high = (None if end is None else -end for end in (measure.high, measure.low))
-    return _stated(replace(measure, value=-_value(measure), low=low, high=high))
+    return stated(replace(measure, value=-_value(measure), low=low, high=high))
 
 
 def _includes_zero(measure: Measure) -> bool:
@@ -177,7 +177,7 @@ def _robust_verdict(result: Result) -> str | None:
     verb = "" if clean is not None else "names "
     size = radius(result)
     noise = f"changes of at most {size} per pixel" if size else "small changes of the pixels"
-    return f"{before}{verb}{_stated(attacked)} when {noise} are made against it{_in_steps(result)}"
+    return f"{before}{verb}{stated(attacked)} when {noise} are made against it{_in_steps(result)}"
 
 
 def _head_verdict(result: Result) -> str | None:
@@ -187,7 +187,7 @@ def _head_verdict(result: Result) -> str | None:
     size = radius(result)
     noise = f"noise of at most {size} per pixel" if size else "noise that nobody sees"
     text = (
-        f"on {how_often(_value(success))}, {_stated(success)}, {noise} moves one of the strongest "
+        f"on {how_often(_value(success))}, {stated(success)}, {noise} moves one of the strongest "
         "prototypes to another place"
     )
     still = _of(result, "still_right")
@@ -203,7 +203,7 @@ def _jpeg_verdict(result: Result) -> str | None:
     if _includes_zero(change):
         text = (
             "removing the JPEG artefacts changes the strongest prototype’s similarity by "
-            f"{_stated(change)}, which may be nothing"
+            f"{stated(change)}, which may be nothing"
         )
     else:
         moved = "falls" if _value(change) < 0 else "rises"

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from protofast.audits import AUDITS, AuditedModel, build_audits, run_audits
+from protofast.audits.jpeg import REMARKS
+from protofast.audits.spatial_misalignment import REMARKS as MISALIGNMENT_REMARKS
 from protofast.data import ImageSet, MemoryImageSet
 from protofast.models import Output, PrototypeModel
 from protofast.report import write_audit_report
@@ -87,6 +89,18 @@ def test_any_network_can_be_audited(
         measured = [number for number in entry["numbers"] if number["value"] is not None]
         assert measured
         assert all(0 < number["n"] <= IMAGES for number in measured)
+    for audit, entry in zip(audits, result.summary["audits"], strict=True):
+        units = result.folder / "units" / "theirs" / f"{kind.name}-{entry['protocol']}"
+        files = sorted(units.glob("*.json"))
+        rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
+        numbers = {number["key"]: number for number in entry["numbers"]}
+        for key, values in audit.values(rows).items():
+            assert len(values) == numbers[key]["n"]
+            if values:
+                mean = sum(values.values()) / len(values)
+                assert mean == pytest.approx(numbers[key]["value"])
+        unpaired = {key for key in numbers if key not in audit.values(rows)}
+        assert unpaired <= {"still_right", *REMARKS, *MISALIGNMENT_REMARKS}
     written = write_audit_report(result.folder)
     assert written.problems == ()
     assert json.loads((result.folder / "audit.json").read_text()) == result.summary

@@ -161,9 +161,12 @@ def write_audit_folder(folder: Path, *, pictures: int = 3, size: int = 96) -> Pa
     )
     shown = [data.test.image(position).permute(1, 2, 0).numpy() for position in range(pictures)]
     audits = []
+    values: list[dict[str, np.ndarray]] = []  # of each audit, by the number's key
     for place, model in enumerate(_MODELS):
         for audit in _AUDITS:
-            audits.append(_entry(folder, place, str(model["name"]), audit, shown, chance))
+            values.append({})
+            name = str(model["name"])
+            audits.append(_entry(folder, place, name, audit, shown, chance, values[-1]))
     content = {
         "format": 1,
         "seed": 0,
@@ -171,6 +174,11 @@ def write_audit_folder(folder: Path, *, pictures: int = 3, size: int = 96) -> Pa
         "data": {"description": "rendered birds of 10 species", "images": IMAGES},
         "models": list(_MODELS),
         "audits": audits,
+        "comparisons": [
+            _comparison(audits[first], number, values[first], values[first + len(_AUDITS)])
+            for first in range(len(_AUDITS))
+            for number in audits[first]["numbers"]
+        ],
         "times": {
             "seconds": {"standard": {"head_on_stomach-paper": 61.2}},
             "environment": {"python": "3.11", "torch": "2.13", "device": "cpu"},
@@ -187,7 +195,9 @@ def _entry(
     audit: tuple[str, str, str, dict[str, Any], tuple[tuple[Any, ...], ...]],
     shown: list[np.ndarray],
     chance: np.random.Generator,
+    known: dict[str, np.ndarray],
 ) -> dict[str, Any]:
+    """One audit of one model; its values image by image go into `known`, by the number's key."""
     name, title, protocol, settings, numbers = audit
     columns: dict[str, np.ndarray] = {}
     written = []
@@ -199,6 +209,7 @@ def _entry(
             values = centre * chance.gamma(2.0, 0.5, IMAGES)
             values = np.minimum(values, 100.0) if unit == "%" else values
             columns[key] = values
+        known[key] = values
         half = 1.96 * float(values.std()) / IMAGES**0.5
         value = float(values.mean())
         written.append(
@@ -237,6 +248,28 @@ def _entry(
             for number, image in enumerate(shown)
             if name != "robust_accuracy"
         ],
+    }
+
+
+def _comparison(
+    entry: dict[str, Any],
+    number: dict[str, Any],
+    first: dict[str, np.ndarray],
+    second: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Of the two models, in one number."""
+    differences = second[number["key"]] - first[number["key"]]
+    half, value = 1.96 * float(differences.std()) / IMAGES**0.5, float(differences.mean())
+    return {
+        **number,
+        "audit": entry["audit"],
+        "protocol": entry["protocol"],
+        "models": [0, 1],
+        "value": value,
+        "unit": "points" if number["unit"] == "%" else number["unit"],
+        "low": value - half,
+        "high": value + half,
+        "differ": int((differences != 0).sum()),
     }
 
 

@@ -1,0 +1,64 @@
+"""Models side by side: by how much a number differs between two, on the images both have one for.
+
+Two intervals that overlap say little: both numbers hold of the same images, and most of what makes
+each of them uncertain is common to both. So the images are compared one by one, and the interval is
+that of the mean difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from protofast.audits.statistics import mean_number
+
+_SHARED = ("audit", "protocol", "settings")  # what must be alike where models are compared
+
+
+class Measured(NamedTuple):
+    """What came out for one model: its entry in ``audit.json``, and its `Audit.values`."""
+
+    entry: Mapping[str, Any]
+    values: Mapping[str, Mapping[int, float]]
+
+
+def comparisons(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Every number of every two models under one audit, protocol and settings.
+
+    An entry has `audit`, `protocol`, `models` (two positions), the fields of a `Number`, and
+    `differ`. Its `value` is the second model's less the first's, in points where these are per
+    cent; `n` counts the images that both have a value for, `differ` those of them on which the
+    models differ at all; `low` and `high` are the ends of the 95 % bootstrap interval.
+    """
+    found: list[dict[str, Any]] = []
+    for one, other in combinations(measured, 2):
+        if all(one.entry[key] == other.entry[key] for key in _SHARED):
+            found += _of_two(one, other)
+    return found
+
+
+def _of_two(one: Measured, other: Measured) -> list[dict[str, Any]]:
+    entries = []
+    for number in one.entry["numbers"]:
+        first, second = (each.values.get(number["key"], {}) for each in (one, other))
+        differences = [second[image] - first[image] for image in sorted(first) if image in second]
+        if differences:
+            difference = mean_number(
+                number["key"],
+                number["label"],
+                differences,
+                unit=number["unit"].replace("%", "points"),
+                better=number["better"],
+            )
+            entries.append(
+                {
+                    "audit": one.entry["audit"],
+                    "protocol": one.entry["protocol"],
+                    "models": [one.entry["model"], other.entry["model"]],
+                    **asdict(difference),
+                    "differ": sum(each != 0 for each in differences),
+                }
+            )
+    return entries
