@@ -11,12 +11,13 @@
 
 namespace protofast {
 
-// Prototypes [P, D], contiguous, of any element type.
+// Prototypes [P, D] or, of several patches each, [P, D, h, w]; contiguous, of any element type.
 struct PrototypeMatrix {
   void* data;  // only written to where it is an output
   Element element;
   int64_t count;
-  int64_t depth;
+  int64_t depth;        // of all patches of a prototype: D, or h * w * D
+  int64_t patches = 1;  // h * w
 };
 
 // The element type of T.
@@ -25,16 +26,63 @@ constexpr Element own_element() {
   return std::is_same_v<T, float> ? Element::kFloat32 : Element::kFloat64;
 }
 
-// The prototypes as rows of T: where they lie, or converted into `storage`.
+// Whether the prototypes lie in another order than rows, [D, h, w] and not [h, w, D].
+inline bool needs_reordering(const PrototypeMatrix& prototypes) {
+  return prototypes.patches > 1 && prototypes.depth > prototypes.patches;
+}
+
+// Whether the prototypes can be used, or written, as rows of T where they lie.
+template <typename T>
+bool rows_in_place(const PrototypeMatrix& prototypes) {
+  return prototypes.element == own_element<T>() && !needs_reordering(prototypes);
+}
+
+// Prototypes [P, D, h, w] as if they were images [P, D, h, w]: their patches are read and written
+// by the same code.
+inline FeatureMap as_images(const PrototypeMatrix& prototypes) {
+  return {
+      prototypes.data,
+      prototypes.element,
+      prototypes.count,
+      prototypes.depth / prototypes.patches,
+      prototypes.patches,
+      prototypes.depth,
+      prototypes.patches,
+      1,
+  };
+}
+
+// The prototypes as rows of T, in the order of windows [h, w, D]: where they lie, or else in
+// `storage`.
 template <typename T>
 const T* prototype_rows(
     const PatchAccess<T>& access, const PrototypeMatrix& prototypes, Workspace<T>& storage
 ) {
-  if (prototypes.element == own_element<T>()) return static_cast<const T*>(prototypes.data);
+  if (rows_in_place<T>(prototypes)) return static_cast<const T*>(prototypes.data);
   const int64_t numbers = prototypes.count * prototypes.depth;
   storage = Workspace<T>(numbers);
-  access.widen(prototypes.data, prototypes.element, numbers, storage.data());
+  if (!needs_reordering(prototypes)) {
+    access.widen(prototypes.data, prototypes.element, numbers, storage.data());
+    return storage.data();
+  }
+  const FeatureMap images = as_images(prototypes);
+  for (int64_t p = 0; p < prototypes.count; ++p) {
+    access.read(images, p, storage.data() + p * prototypes.depth);
+  }
   return storage.data();
+}
+
+// Rows [P, h, w, D] into prototypes.
+template <typename T>
+void write_prototypes(const PatchAccess<T>& access, T* rows, const PrototypeMatrix& prototypes) {
+  if (!needs_reordering(prototypes)) {
+    const int64_t numbers = prototypes.count * prototypes.depth;
+    return access.narrow(rows, numbers, prototypes.data, prototypes.element);
+  }
+  const FeatureMap images = as_images(prototypes);
+  for (int64_t p = 0; p < prototypes.count; ++p) {
+    access.write(rows + p * prototypes.depth, p, images);
+  }
 }
 
 // Images at once: so many bytes of them, or a few for each thread and enough to add up in one go.
@@ -52,7 +100,7 @@ class PatchGroup {
         features_(features),
         in_place_(access.rows_in_place(features)),
         cosine_(metric == Metric::kCosine),
-        image_numbers_(features.locations * features.depth),
+        image_numbers_(access.row_memory(features)),
         size_(group_size(threads)),
         rows_(size_),
         storage_(in_place_ ? 0 : size_ * image_numbers_),

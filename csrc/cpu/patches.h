@@ -123,10 +123,34 @@ inline void for_each_number(const FeatureMap& map, const Body& body) {
   }
 }
 
+// How many patches a window has.
+inline int64_t window_patches(const FeatureMap& map) {
+  return map.window.height * map.window.width;
+}
+
+// The single patches of a map of windows.
+inline FeatureMap patches_of(const FeatureMap& map) {
+  const int64_t columns = map.window.grid_width - map.window.width + 1;
+  const int64_t rows = map.locations / columns + map.window.height - 1;
+  FeatureMap patches = map;
+  patches.depth = map.depth / window_patches(map);
+  patches.locations = rows * map.window.grid_width;
+  patches.window = {};
+  return patches;
+}
+
 // Whether the rows of `map` can be used where they lie.
 template <typename T>
 bool rows_in_place(const FeatureMap& map) {
-  return map.element == kElement<T> && (map.depth_stride == 1 || map.depth == 1);
+  return map.element == kElement<T> && (map.depth_stride == 1 || map.depth == 1) &&
+         window_patches(map) == 1;
+}
+
+inline int64_t row_memory(const FeatureMap& map) {
+  const int64_t rows = map.locations * map.depth;
+  if (window_patches(map) == 1) return rows;
+  const FeatureMap patches = patches_of(map);
+  return rows + patches.locations * patches.depth;
 }
 
 // NCHW [D, L] -> rows [L, D]; numbers of another type are converted some at a time.
@@ -153,8 +177,8 @@ void read_channels(const E* source, const FeatureMap& map, T* rows) {
   }
 }
 
-// The patches of one image as rows of T: where they lie if they can be used there, else converted
-// and transposed into storage [L, D].
+// The single patches of one image as rows of T: where they lie if they can be used there, else
+// converted and transposed into storage [L, D].
 template <typename T>
 PatchRows<T> read_patches(const FeatureMap& map, int64_t image, T* storage) {
   const int64_t offset = image * map.image_stride, depth = map.depth;
@@ -172,7 +196,7 @@ PatchRows<T> read_patches(const FeatureMap& map, int64_t image, T* storage) {
   return {storage, depth};
 }
 
-// rows [L, D] -> image `image` of `map`.
+// Single patches, rows [L, D] -> image `image` of `map`.
 template <typename T>
 void write_patches(const T* rows, int64_t image, const FeatureMap& map) {
   const int64_t depth = map.depth;
@@ -196,6 +220,51 @@ void write_patches(const T* rows, int64_t image, const FeatureMap& map) {
   });
 }
 
+// Calls body(i, l) for patch i of all windows [L, h, w] and the patch l of the image that it is, in
+// the order of i.
+template <typename Body>
+inline void for_each_window_patch(const FeatureMap& map, const Body& body) {
+  const Window& window = map.window;
+  const int64_t columns = window.grid_width - window.width + 1;
+  int64_t i = 0;
+  for (int64_t l = 0; l < map.locations; ++l) {
+    const int64_t corner = l / columns * window.grid_width + l % columns;
+    for (int64_t y = 0; y < window.height; ++y) {
+      for (int64_t x = 0; x < window.width; ++x) body(i++, corner + y * window.grid_width + x);
+    }
+  }
+}
+
+// Windows are put together from the image's patches as rows: only these are transposed and
+// converted, each once, and a window is a few copies of D numbers in a row.
+template <typename T>
+PatchRows<T> read_rows(const FeatureMap& map, int64_t image, T* storage) {
+  if (window_patches(map) == 1) return read_patches(map, image, storage);
+  const FeatureMap single = patches_of(map);
+  const int64_t depth = single.depth;
+  const PatchRows<T> patches = read_patches(single, image, storage + map.locations * map.depth);
+  for_each_window_patch(map, [&](int64_t i, int64_t l) {
+    __builtin_memcpy(storage + i * depth, patches.rows + l * patches.stride, depth * sizeof(T));
+  });
+  return {storage, map.depth};
+}
+
+// A patch gets the sum over the windows that it is in, in their order.
+template <typename T>
+void write_rows(T* rows, int64_t image, const FeatureMap& map) {
+  if (window_patches(map) == 1) return write_patches<T>(rows, image, map);
+  const FeatureMap single = patches_of(map);
+  const int64_t depth = single.depth;
+  T* sums = rows + map.locations * map.depth;
+  for (int64_t i = 0; i < single.locations * depth; ++i) sums[i] = 0;
+  for_each_window_patch(map, [&](int64_t i, int64_t l) {
+    T* sum = sums + l * depth;
+    const T* part = rows + i * depth;
+    for (int64_t d = 0; d < depth; ++d) sum[d] += part[d];
+  });
+  write_patches<T>(sums, image, single);
+}
+
 template <typename T>
 void find_inverse_norms(PatchRows<T> rows, int64_t count, int64_t depth, T* norms) {
   for (int64_t i = 0; i < count; ++i) norms[i] = inverse_norm(rows.rows + i * rows.stride, depth);
@@ -205,8 +274,9 @@ template <typename T>
 constexpr PatchAccess<T> patch_access() {
   return {
       .rows_in_place = rows_in_place<T>,
-      .read = read_patches<T>,
-      .write = write_patches<T>,
+      .row_memory = row_memory,
+      .read = read_rows<T>,
+      .write = write_rows<T>,
       .widen = widen_numbers<T>,
       .narrow = narrow_numbers<T>,
       .find_inverse_norms = find_inverse_norms<T>,

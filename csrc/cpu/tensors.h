@@ -64,12 +64,18 @@ inline void check_inputs(const Tensor& features, const Tensor& prototypes) {
       features.is_cpu() && prototypes.is_cpu(), "features and prototypes must be on the CPU"
   );
   STD_TORCH_CHECK(
-      features.dim() == 4 && prototypes.dim() == 2,
-      "features must be [N, D, H, W] and prototypes [P, D]"
+      features.dim() == 4 && (prototypes.dim() == 2 || prototypes.dim() == 4),
+      "features must be [N, D, H, W] and prototypes [P, D] or [P, D, h, w]"
   );
   STD_TORCH_CHECK(
       features.size(1) == prototypes.size(1), "features and prototypes must have the same depth D"
   );
+  for (int64_t side = 2; side < prototypes.dim(); ++side) {
+    STD_TORCH_CHECK(
+        prototypes.size(side) >= 1 && prototypes.size(side) <= features.size(side),
+        "prototypes [P, D, h, w] must fit the grid [H, W] of features"
+    );
+  }
   const int64_t locations = features.size(2) * features.size(3);
   STD_TORCH_CHECK(
       features.size(1) > 0 && locations > 0, "features need a channel and a location at least"
@@ -83,17 +89,39 @@ inline bool has_location_stride(const Tensor& features) {
   return height == 1 || width == 1 || features.stride(2) == width * features.stride(3);
 }
 
+// What prototypes [P, D] or [P, D, h, w] are compared with: single patches, or windows.
+inline Window window_of(const Tensor& features, const Tensor& prototypes) {
+  if (prototypes.dim() == 2) return {};
+  return {prototypes.size(2), prototypes.size(3), features.size(3)};
+}
+
+// The locations of that kind in features [N, D, H, W].
+struct Grid {
+  int64_t rows;
+  int64_t columns;
+  int64_t locations() const { return rows * columns; }
+};
+
+inline Grid grid_of(const Tensor& features, const Window& window) {
+  return {features.size(2) - window.height + 1, features.size(3) - window.width + 1};
+}
+
+inline Grid grid_of(const Tensor& features, const Tensor& prototypes) {
+  return grid_of(features, window_of(features, prototypes));
+}
+
 // A view of features that has_location_stride.
-inline FeatureMap feature_map(const Tensor& features, void* data) {
+inline FeatureMap feature_map(const Tensor& features, const Window& window, void* data) {
   return {
       data,
       element_of(features, "features"),
       features.size(0),
-      features.size(1),
-      features.size(2) * features.size(3),
+      features.size(1) * window.height * window.width,
+      grid_of(features, window).locations(),
       features.stride(0),
       features.stride(1),
       features.size(3) == 1 ? features.stride(2) : features.stride(3),
+      window,
   };
 }
 
@@ -102,12 +130,20 @@ inline Tensor readable(const Tensor& features) {
   return has_location_stride(features) ? features : torch::stable::contiguous(features);
 }
 
-inline FeatureMap read_map(const Tensor& features) {
-  return feature_map(features, const_cast<void*>(features.const_data_ptr()));
+inline FeatureMap read_map(const Tensor& features, const Tensor& prototypes) {
+  void* data = const_cast<void*>(features.const_data_ptr());
+  return feature_map(features, window_of(features, prototypes), data);
 }
 
 inline PrototypeMatrix prototype_matrix(const Tensor& prototypes, void* data) {
-  return {data, element_of(prototypes, "prototypes"), prototypes.size(0), prototypes.size(1)};
+  const int64_t patches = prototypes.dim() == 2 ? 1 : prototypes.size(2) * prototypes.size(3);
+  return {
+      data,
+      element_of(prototypes, "prototypes"),
+      prototypes.size(0),
+      prototypes.size(1) * patches,
+      patches,
+  };
 }
 
 inline PrototypeMatrix read_matrix(const Tensor& prototypes) {
@@ -130,7 +166,8 @@ class GradientOutputs {
       written_ = has_location_stride(features_)
                      ? features_
                      : torch::stable::new_empty(features_, features_.sizes());
-      map_ = feature_map(*written_, written_->mutable_data_ptr());
+      const Window window = window_of(features, prototypes);
+      map_ = feature_map(*written_, window, written_->mutable_data_ptr());
     }
     if (need_prototypes) matrix_ = prototype_matrix(prototypes_, prototypes_.mutable_data_ptr());
   }

@@ -33,15 +33,20 @@ struct Found {
 
 template <typename T, typename Parallel = Serial>
 Found<T> search(
-    Problem<T>& problem, InstructionSet set, Metric metric, int64_t threads = 1, Parallel run = {}
+    const FeatureMap& map,
+    const PrototypeMatrix& matrix,
+    InstructionSet set,
+    Metric metric,
+    int64_t threads = 1,
+    Parallel run = {}
 ) {
-  const int64_t pairs = problem.shape.images * problem.shape.prototypes;
+  const int64_t pairs = map.images * matrix.count;
   Found<T> found = {std::vector<T>(pairs), std::vector<T>(pairs), std::vector<int64_t>(pairs)};
   const NearestPatchKernels<T>& kernels = kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set));
-  PrototypePack<T> pack(kernels, problem.matrix(), metric);
+  PrototypePack<T> pack(kernels, matrix, metric);
   nearest_patch_forward<T>(
       kernels,
-      problem.map(),
+      map,
       std::move(pack),
       similarity_for(metric),
       threads,
@@ -49,6 +54,13 @@ Found<T> search(
       {found.activations.data(), found.distances.data(), found.locations.data()}
   );
   return found;
+}
+
+template <typename T, typename Parallel = Serial>
+Found<T> search(
+    Problem<T>& problem, InstructionSet set, Metric metric, int64_t threads = 1, Parallel run = {}
+) {
+  return search<T>(problem.map(), problem.matrix(), set, metric, threads, run);
 }
 
 template <typename Body>

@@ -51,12 +51,21 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}")
 
 
+def grid_of(features: Tensor, prototypes: Tensor) -> tuple[int, int]:
+    """Rows and columns of locations: H, W for prototypes [P, D], H-h+1, W-w+1 for [P, D, h, w]."""
+    height, width = prototypes.shape[2:] or (1, 1)
+    return features.shape[2] - height + 1, features.shape[3] - width + 1
+
+
 def check_tensors(features: Tensor, prototypes: Tensor) -> None:
-    """Raise TypeError or ValueError unless features are [N, D, H, W] and prototypes [P, D]."""
+    """Raise TypeError or ValueError unless the tensors are what all operators take.
+
+    Features [N, D, H, W] and prototypes [P, D] or [P, D, h, w].
+    """
     check_floating("features", features)
     check_floating("prototypes", prototypes)
     # The messages are put together only to be raised: torch.compile cannot print symbolic sizes.
-    if features.dim() != 4 or prototypes.dim() != 2:
+    if features.dim() != 4 or prototypes.dim() not in (2, 4):
         raise ValueError(
             "expected features [N, D, H, W] and prototypes [P, D] or [P, D, h, w]; got features "
             f"{_shape(features)} and prototypes {_shape(prototypes)}"
@@ -71,6 +80,8 @@ def check_tensors(features: Tensor, prototypes: Tensor) -> None:
             "features need at least one channel and one location; got "
             + _shapes(features, prototypes)
         )
+    if prototypes.dim() == 4:
+        _check_window(features, prototypes)
     if features.device != prototypes.device:
         raise ValueError(
             f"features and prototypes must be on the same device; got {features.device} and "
@@ -78,17 +89,24 @@ def check_tensors(features: Tensor, prototypes: Tensor) -> None:
         )
 
 
-def check_count(features: Tensor, k: int) -> None:
+def _check_window(features: Tensor, prototypes: Tensor) -> None:
+    (height, width), (rows, columns) = prototypes.shape[2:], grid_of(features, prototypes)
+    if height < 1 or width < 1 or rows < 1 or columns < 1:
+        raise ValueError(
+            f"prototypes of {height} x {width} patches do not fit a grid of {features.shape[2]} x "
+            f"{features.shape[3]} locations"
+        )
+
+
+def check_count(features: Tensor, prototypes: Tensor, k: int) -> None:
     """Raise unless `k` patches can be asked for: an int in [1, 8] and no more than there are."""
     if not isinstance(k, int | torch.SymInt) or isinstance(k, bool):
         raise TypeError(f"k must be an int; got {type(k).__name__}")
     if not 1 <= k <= MOST_PATCHES:
         raise ValueError(f"k must lie between 1 and {MOST_PATCHES}; got {k}")
-    if k > features.shape[2] * features.shape[3]:
-        raise ValueError(
-            f"k must not exceed the number of locations, {features.shape[2]} x "
-            f"{features.shape[3]}; got {k}"
-        )
+    rows, columns = grid_of(features, prototypes)
+    if k > rows * columns:
+        raise ValueError(f"k must not exceed the number of locations, {rows} x {columns}; got {k}")
 
 
 def check_index(features: Tensor, index: Tensor | None) -> None:
@@ -138,8 +156,10 @@ def check_range(name: str, values: Tensor, limit: int) -> None:
 
 
 def _shapes(features: Tensor, prototypes: Tensor) -> str:
+    letters = "[P, D]" if prototypes.dim() == 2 else "[P, D, h, w]"
     return (
-        f"features {_shape(features)} ([N, D, H, W]) and prototypes {_shape(prototypes)} ([P, D])"
+        f"features {_shape(features)} ([N, D, H, W]) and prototypes {_shape(prototypes)} "
+        f"({letters})"
     )
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import unfold
 
 from protofast.ops import reference
-from protofast.ops.arguments import compute_dtype
+from protofast.ops.arguments import compute_dtype, grid_of
 
 
 def table() -> dict[Any, Callable[..., object]]:
@@ -33,9 +34,7 @@ def nearest_patch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Selection by the expanded form, then the winner's distance as a direct difference."""
     del precision, refine  # how GPU kernels select: nothing is selected faster here
-    dtype = compute_dtype(features, prototypes)
-    patches = features.to(dtype).flatten(2).transpose(1, 2)  # [N, L, D]
-    prototypes = prototypes.to(dtype)
+    patches, prototypes = _rows(features, prototypes)
     locations = _scores(patches, prototypes, metric).argmax(dim=1)  # [N, P]
     winners = patches.gather(1, locations.unsqueeze(2).expand(-1, -1, patches.shape[2]))
     distances = reference.pair_distance(winners, prototypes, metric)
@@ -63,9 +62,7 @@ def nearest_patches(
 
     Of distances that it cannot tell apart any may come first.
     """
-    dtype = compute_dtype(features, prototypes)
-    patches = features.to(dtype).flatten(2).transpose(1, 2)  # [N, L, D]
-    prototypes = prototypes.to(dtype)
+    patches, prototypes = _rows(features, prototypes)
     scores = _scores(patches, prototypes, metric).transpose(1, 2)  # [N, P, L]
     locations = scores.topk(k).indices  # [N, P, k]
     where = locations.flatten(1).unsqueeze(2).expand(-1, -1, patches.shape[2])
@@ -86,11 +83,22 @@ def dot_and_cosine(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor
 
 def distance_map(features: Tensor, prototypes: Tensor, index: Tensor | None, metric: str) -> Tensor:
     """Every distance as a direct difference, [N, K, H, W]."""
+    patches, rows = _rows(features, prototypes)
+    chosen = rows.unsqueeze(0) if index is None else rows[index]  # [N or 1, K, D]
+    distances = reference.pair_distance(patches.unsqueeze(1), chosen.unsqueeze(2), metric)
+    return distances.view(*distances.shape[:2], *grid_of(features, prototypes))
+
+
+def _rows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Patches [N, L, D] and prototypes [P, D] in the dtype of the computation.
+
+    Prototypes of several patches, [P, D, h, w], are compared with windows: D is then D*h*w.
+    """
     dtype = compute_dtype(features, prototypes)
-    patches = features.to(dtype).permute(0, 2, 3, 1).unsqueeze(1)  # [N, 1, H, W, D]
-    chosen = prototypes.to(dtype)
-    chosen = chosen.unsqueeze(0) if index is None else chosen[index]  # [N or 1, K, D]
-    return reference.pair_distance(patches, chosen[:, :, None, None], metric)
+    features, prototypes = features.to(dtype), prototypes.to(dtype)
+    if prototypes.dim() == 2:
+        return features.flatten(2).transpose(1, 2), prototypes
+    return unfold(features, prototypes.shape[2:]).transpose(1, 2), prototypes.flatten(1)
 
 
 def _scores(patches: Tensor, prototypes: Tensor, metric: str) -> Tensor:

@@ -14,8 +14,9 @@ from protofast.ops.arguments import (
     check_similarity,
     check_tensors,
     compute_dtype,
+    grid_of,
 )
-from protofast.ops.windows import unfold_windows
+from protofast.ops.windows import flatten_windows
 
 
 def distance_map(
@@ -34,16 +35,17 @@ def distance_map(
         metric: as for `nearest_patch`.
 
     Returns:
-        [N, K, H, W] (K = P without `index`), float64 if an input is float64, else float32.
+        [N, K, H, W] (K = P without `index`; H-h+1 and W-w+1 for prototypes of h x w patches),
+        float64 if an input is float64, else float32.
 
     Raises:
         TypeError, ValueError: as `nearest_patch`.
         IndexError: `index` names a prototype that does not exist.
     """
-    features, prototypes = unfold_windows(features, prototypes)
     _check(features, prototypes, index, metric)
     if type(index) is Tensor and not torch.compiler.is_compiling():  # no fake or traced tensor
         check_range("index", index, prototypes.shape[0])
+    features, prototypes = flatten_windows(features, prototypes)
     distances: Tensor = torch.ops.protofast.distance_map(features, prototypes, index, metric)
     return distances
 
@@ -82,12 +84,20 @@ def mean_distance(features: Tensor, prototypes: Tensor) -> Tensor:
     Returns:
         [N, P], float64 if an input is float64, else float32.
     """
-    features, prototypes = unfold_windows(features, prototypes)
     _check(features, prototypes, None, "squared_l2")
     features = features.to(compute_dtype(features, prototypes))
-    first = features[:, :, :1, :1]  # what the mean is taken from keeps the mean of equals exact
-    centre = first + (features - first).mean(dim=(2, 3), keepdim=True)  # [N, D, 1, 1]
-    spread = (features - centre).square().sum(dim=1).mean(dim=(1, 2))  # [N]
+    height, width = prototypes.shape[2:] or (1, 1)
+    rows, columns = grid_of(features, prototypes)
+    centres, spreads = [], []
+    for i in range(height):
+        for j in range(width):  # patch (i, j) of all windows
+            patches = features[:, :, i : i + rows, j : j + columns]
+            first = patches[:, :, :1, :1]  # what the mean is taken from keeps that of equals exact
+            centre = first + (patches - first).mean(dim=(2, 3), keepdim=True)  # [N, D, 1, 1]
+            centres.append(centre)
+            spreads.append((patches - centre).square().sum(dim=1).mean(dim=(1, 2)))  # [N]
+    centre = torch.cat(centres, dim=2).view(*features.shape[:2], height, width)
+    spread = torch.stack(spreads).sum(dim=0)  # [N]
     return distance_map(centre, prototypes).flatten(1) + spread.unsqueeze(1)
 
 
@@ -105,7 +115,7 @@ def _reference(features: Tensor, prototypes: Tensor, index: Tensor | None, metri
 def _fake(features: Tensor, prototypes: Tensor, index: Tensor | None, metric: str) -> Tensor:
     _check(features, prototypes, index, metric)
     count = prototypes.shape[0] if index is None else index.shape[1]
-    shape = (features.shape[0], count, features.shape[2], features.shape[3])
+    shape = (features.shape[0], count, *grid_of(features, prototypes))
     return features.new_empty(shape, dtype=compute_dtype(features, prototypes))
 
 

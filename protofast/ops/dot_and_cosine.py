@@ -7,7 +7,7 @@ from torch import Tensor
 
 from protofast.ops import _library
 from protofast.ops.arguments import check_tensors, compute_dtype
-from protofast.ops.windows import unfold_windows
+from protofast.ops.windows import flatten_windows
 
 
 class DotAndCosine(NamedTuple):
@@ -44,8 +44,8 @@ def dot_and_cosine(features: Tensor, prototypes: Tensor) -> DotAndCosine:
         >>> found.dots, found.cosines
         (tensor([[3.]]), tensor([[1.]]))
     """
-    features, prototypes = unfold_windows(features, prototypes)
     check_tensors(features, prototypes)
+    features, prototypes = flatten_windows(features, prototypes)
     return DotAndCosine(*torch.ops.protofast.dot_and_cosine(features, prototypes))
 
 

@@ -7,7 +7,6 @@ from protofast.ops import reference
 from protofast.ops.arguments import check_floating
 from protofast.ops.distance_map import mean_distance
 from protofast.ops.nearest_patch import nearest_patch
-from protofast.ops.windows import unfold_windows
 
 
 def focal_similarity(
@@ -44,7 +43,6 @@ def focal_similarity(
         >>> focal_similarity(features, torch.tensor([[0.0]]), similarity="linear")
         tensor([[0.5000]])
     """
-    features, prototypes = unfold_windows(features, prototypes)
     found = nearest_patch(features, prototypes, similarity=similarity, eps=eps)
     means = mean_distance(features, prototypes)
     if presence is None:

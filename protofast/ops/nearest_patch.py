@@ -15,7 +15,7 @@ from protofast.ops.arguments import (
     check_tensors,
     compute_dtype,
 )
-from protofast.ops.windows import unfold_windows
+from protofast.ops.windows import flatten_windows
 
 
 class NearestPatch(NamedTuple):
@@ -72,8 +72,8 @@ def nearest_patch(
         >>> nearest_patch(features, torch.tensor([[2.0]])).locations
         tensor([[1]])
     """
-    features, prototypes = unfold_windows(features, prototypes)
     _check(features, prototypes, metric, similarity, eps, precision, refine)
+    features, prototypes = flatten_windows(features, prototypes)
     return NearestPatch(
         *torch.ops.protofast.nearest_patch(
             features, prototypes, metric, similarity, eps, precision, refine

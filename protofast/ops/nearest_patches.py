@@ -8,7 +8,7 @@ from torch import Tensor
 from protofast.ops import _library, reference
 from protofast.ops.arguments import check_count, check_similarity, check_tensors, compute_dtype
 from protofast.ops.nearest_patch import NearestPatch
-from protofast.ops.windows import unfold_windows
+from protofast.ops.windows import flatten_windows
 
 
 def nearest_patches(
@@ -46,8 +46,8 @@ def nearest_patches(
         >>> nearest_patches(features, torch.tensor([[2.0]]), 2).locations
         tensor([[[1, 0]]])
     """
-    features, prototypes = unfold_windows(features, prototypes)
     _check(features, prototypes, k, metric, similarity, eps)
+    features, prototypes = flatten_windows(features, prototypes)
     return NearestPatch(
         *torch.ops.protofast.nearest_patches(features, prototypes, k, metric, similarity, eps)
     )
@@ -57,7 +57,7 @@ def _check(
     features: Tensor, prototypes: Tensor, k: int, metric: str, similarity: str, eps: float
 ) -> None:
     check_tensors(features, prototypes)
-    check_count(features, k)
+    check_count(features, prototypes, k)
     check_similarity(metric, similarity, eps)
 
 
@@ -96,7 +96,7 @@ def _backward(
         return (None,) * 6
     features, prototypes, distances, locations = ctx.saved_tensors
     # In the dtype of the computation, so that sums over the ranks are rounded once.
-    repeated = prototypes.to(distances.dtype).repeat_interleave(ctx.k, 0)  # [P * k, D]
+    repeated = prototypes.to(distances.dtype).repeat_interleave(ctx.k, 0)  # [P * k, D (, h, w)]
     grad_features, grad_repeated = torch.ops.protofast.nearest_patch_backward(
         None if grad_activations is None else grad_activations.flatten(1),
         None if grad_distances is None else grad_distances.flatten(1),

@@ -130,6 +130,7 @@ def _check(
     refine: str,
 ) -> None:
     check_tensors(features, prototypes)
+    _check_prototypes(prototypes, metric)
     check_similarity(metric, similarity, eps)
     check_option("precision", precision, PRECISIONS)
     check_option("refine", refine, REFINEMENTS)

@@ -5,6 +5,8 @@ Every distance is a direct difference, sum((z - p)^2), never the expanded form
 Kernels are merged against this file.
 
 N images, P prototypes, K chosen prototypes, D depth, H x W grid, L = H * W locations (row-major).
+With prototypes [P, D, h, w], of several patches, a location is a window, of which there are
+(H-h+1) x (W-w+1), and D stands for its D*h*w numbers.
 Nothing here depends on the number of threads or on the batch an image sits in.
 """
 
@@ -13,8 +15,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import fold, unfold
 
-from protofast.ops.arguments import check_range, compute_dtype
+from protofast.ops.arguments import check_range, compute_dtype, grid_of
 
 # Temporary tensors are kept to about this many numbers by working on a few images at a time.
 _CHUNK_NUMBERS = 1 << 23
@@ -114,14 +117,14 @@ def nearest_patch(
     shape = (features.shape[0], prototypes.shape[0])
     distances = torch.empty(shape, dtype=dtype, device=features.device)
     locations = torch.empty(shape, dtype=torch.int64, device=features.device)
-    prototypes = prototypes.to(dtype)
+    rows = prototypes.to(dtype).flatten(1)  # [P, D]
     if distances.numel() > 0:
-        depth, cells = features.shape[1], features.shape[2] * features.shape[3]
+        depth, cells = rows.shape[1], math.prod(grid_of(features, prototypes))
         for some in _image_chunks(shape[0], shape[1] * max(cells, depth)):
-            patches = _patches(features[some], dtype)  # [n, L, D]
-            winners = _selection_map(patches, prototypes, metric).argmin(dim=1)  # [n, P]
+            patches = _patches(features[some], prototypes, dtype)  # [n, L, D]
+            winners = _selection_map(patches, rows, metric).argmin(dim=1)  # [n, P]
             at_winners = patches.gather(1, winners.unsqueeze(-1).expand(-1, -1, depth))
-            distances[some] = pair_distance(at_winners, prototypes, metric)  # [n, P]
+            distances[some] = pair_distance(at_winners, rows, metric)  # [n, P]
             locations[some] = winners
     return similarity(distances, similarity_name, eps), distances, locations
 
@@ -138,16 +141,14 @@ def nearest_patches(
     shape = (features.shape[0], prototypes.shape[0], k)
     distances = torch.empty(shape, dtype=dtype, device=features.device)
     locations = torch.empty(shape, dtype=torch.int64, device=features.device)
-    prototypes = prototypes.to(dtype)
+    rows = prototypes.to(dtype).flatten(1)  # [P, D]
     if distances.numel() > 0:
-        depth, cells = features.shape[1], features.shape[2] * features.shape[3]
-        numbers_each = max(cells, k * depth)
+        numbers_each = max(math.prod(grid_of(features, prototypes)), k * rows.shape[1])
         for some in _image_chunks(shape[0], shape[1] * numbers_each):
-            patches = _patches(features[some], dtype)  # [n, L, D]
+            patches = _patches(features[some], prototypes, dtype)  # [n, L, D]
             for few in _image_chunks(shape[1], len(patches) * numbers_each):
-                distances[some, few], locations[some, few] = _nearest(
-                    patches, prototypes[few], k, metric
-                )
+                found = _nearest(patches, rows[few], k, metric)
+                distances[some, few], locations[some, few] = found
     return similarity(distances, similarity_name, eps), distances, locations
 
 
@@ -184,7 +185,7 @@ def nearest_patch_backward(
     They flow through the winning location of each (image, prototype) pair alone; each image's are
     added up in the order of the prototypes, each prototype's in the order of the images.
     """
-    check_range("locations", locations, features.shape[2] * features.shape[3])
+    check_range("locations", locations, math.prod(grid_of(features, prototypes)))
     dtype = compute_dtype(features, prototypes)
     grad = torch.zeros_like(distances)  # [N, P]
     if grad_distances is not None:
@@ -192,21 +193,23 @@ def nearest_patch_backward(
     if grad_activations is not None:
         grad = grad + grad_activations * similarity_derivative(distances, similarity_name, eps)
     grad_features = torch.zeros_like(features)
-    grad_prototypes = torch.zeros(prototypes.shape, dtype=dtype, device=prototypes.device)
-    prototype_values = prototypes.to(dtype)
+    rows = prototypes.to(dtype).flatten(1)  # [P, D]
+    grad_rows = rows.new_zeros(rows.shape)
     for n in range(features.shape[0]):
-        patches = _patches(features[n : n + 1], dtype)[0]  # [L, D]
+        patches = _patches(features[n : n + 1], prototypes, dtype)[0]  # [L, D]
         to_patches, to_prototypes = pair_gradients(
-            grad[n], patches[locations[n]], prototype_values, metric
+            grad[n], patches[locations[n]], rows, metric
         )  # [P, D] each
         summed = _sum_rows(torch.zeros_like(patches), locations[n], to_patches)  # [L, D]
-        grad_features[n] = summed.t().reshape(features.shape[1:]).to(features.dtype)
-        grad_prototypes += to_prototypes
-    return grad_features, grad_prototypes.to(prototypes.dtype)
+        grad_features[n] = _to_features(summed, features, prototypes)
+        grad_rows += to_prototypes
+    return grad_features, grad_rows.view(prototypes.shape).to(prototypes.dtype)
 
 
 def distance_map(features: Tensor, prototypes: Tensor, index: Tensor | None, metric: str) -> Tensor:
     """Distance to every patch: features [N, D, H, W], prototypes [P, D] -> [N, K, H, W].
+
+    Of windows, for prototypes [P, D, h, w], the map is [N, K, H-h+1, W-w+1].
 
     `index` [N, K] chooses prototypes per image; without it all P are taken.
     """
@@ -214,16 +217,16 @@ def distance_map(features: Tensor, prototypes: Tensor, index: Tensor | None, met
         check_range("index", index, prototypes.shape[0])
     dtype = compute_dtype(features, prototypes)
     count = prototypes.shape[0] if index is None else index.shape[1]
-    shape = (features.shape[0], count, *features.shape[2:])
-    distances = torch.empty(shape, dtype=dtype, device=features.device)
-    prototypes = prototypes.to(dtype)
+    grid = grid_of(features, prototypes)
+    distances = torch.empty(features.shape[0], count, *grid, dtype=dtype, device=features.device)
+    rows = prototypes.to(dtype).flatten(1)  # [P, D]
     if distances.numel() > 0:
         for n in range(features.shape[0]):
-            chosen = prototypes if index is None else prototypes[index[n]]  # [K, D]
-            patches = _patches(features[n : n + 1], dtype)[0]  # [L, D]
+            chosen = rows if index is None else rows[index[n]]  # [K, D]
+            patches = _patches(features[n : n + 1], prototypes, dtype)[0]  # [L, D]
             for some in _image_chunks(count, patches.numel()):
                 map_ = pair_distance(patches, chosen[some].unsqueeze(1), metric)  # [k, L]
-                distances[n, some] = map_.reshape(-1, *features.shape[2:])
+                distances[n, some] = map_.reshape(-1, *grid)
     return distances
 
 
@@ -235,27 +238,36 @@ def distance_map_backward(
         check_range("index", index, prototypes.shape[0])
     dtype = compute_dtype(features, prototypes)
     grad_features = torch.zeros_like(features)
-    grad_prototypes = torch.zeros(prototypes.shape, dtype=dtype, device=prototypes.device)
-    prototype_values = prototypes.to(dtype)
+    rows = prototypes.to(dtype).flatten(1)  # [P, D]
+    grad_rows = rows.new_zeros(rows.shape)
     everything = torch.arange(prototypes.shape[0], device=prototypes.device)
     for n in range(features.shape[0]):
-        rows = everything if index is None else index[n]  # [K]
-        patches = _patches(features[n : n + 1], dtype)[0]  # [L, D]
+        which = everything if index is None else index[n]  # [K]
+        patches = _patches(features[n : n + 1], prototypes, dtype)[0]  # [L, D]
         summed = torch.zeros_like(patches)
-        for some in _image_chunks(len(rows), patches.numel()):
-            chosen = prototype_values[rows[some]].unsqueeze(1)  # [k, 1, D]
+        for some in _image_chunks(len(which), patches.numel()):
+            chosen = rows[which[some]].unsqueeze(1)  # [k, 1, D]
             to_patches, to_prototypes = pair_gradients(
                 grad[n, some].flatten(1).to(dtype), patches, chosen, metric
             )  # [k, L, D] each
             summed += to_patches.sum(0)
-            _sum_rows(grad_prototypes, rows[some], to_prototypes.sum(1))
-        grad_features[n] = summed.t().reshape(features.shape[1:]).to(features.dtype)
-    return grad_features, grad_prototypes.to(prototypes.dtype)
+            _sum_rows(grad_rows, which[some], to_prototypes.sum(1))
+        grad_features[n] = _to_features(summed, features, prototypes)
+    return grad_features, grad_rows.view(prototypes.shape).to(prototypes.dtype)
 
 
-def _patches(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, D, H, W] -> the patches as contiguous rows [n, L, D], in the dtype of the computation."""
-    return features.flatten(2).transpose(1, 2).to(dtype).contiguous()
+def _patches(features: Tensor, prototypes: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n, D, H, W] -> what prototypes are compared with, contiguous rows [n, L, D] of `dtype`."""
+    if prototypes.dim() == 2:
+        return features.flatten(2).transpose(1, 2).to(dtype).contiguous()
+    return unfold(features.to(dtype), prototypes.shape[2:]).transpose(1, 2).contiguous()
+
+
+def _to_features(rows: Tensor, features: Tensor, prototypes: Tensor) -> Tensor:
+    """Gradients of the rows of one image, [L, D], -> those of its features [D, H, W]."""
+    if prototypes.dim() == 2:
+        return rows.t().reshape(features.shape[1:]).to(features.dtype)
+    return fold(rows.t(), features.shape[2:], prototypes.shape[2:]).to(features.dtype)
 
 
 def _selection_map(patches: Tensor, prototypes: Tensor, metric: str) -> Tensor:

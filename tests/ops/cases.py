@@ -1,13 +1,14 @@
 """Inputs for the operators' tests, and float64 truth to hold results against."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from implementations import EPS, Implementation
 from torch import Tensor
 
 from protofast.ops import NearestPatch, reference
+from protofast.ops.windows import flatten_windows
 
 # Every pair that is allowed.
 PAIRS = [
@@ -115,3 +116,25 @@ def check_against_truth(
     if similarity == "linear" and not signed:
         bound = implementation.distance_tolerance * here.clamp(min=1.0)
     assert ((found.activations.double() - expected).abs() <= bound).all()
+
+
+# Of prototypes on a grid of 4 x 5: one patch, some, a row, a column, the whole grid.
+WINDOW_SHAPE = Shape(3, 20, 9, 4, 5)
+WINDOWS = [(1, 1), (2, 2), (1, 3), (1, 5), (3, 1), (3, 4), (4, 5)]
+
+
+def window_problem(
+    window: tuple[int, int], shape: Shape = WINDOW_SHAPE, *, device: object = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Features [N, D, H, W] and prototypes [P, D, h, w], uniform in [0, 1)."""
+    features, _ = random_problem(shape)
+    generator = torch.Generator().manual_seed(1)
+    prototypes = torch.rand(shape.prototypes, shape.depth, *window, generator=generator)
+    return features.to(device), prototypes.to(device)
+
+
+def search_windows(
+    implementation: Implementation, features: Tensor, prototypes: Tensor, *options: Any
+) -> NearestPatch:
+    """As the public function does: on GPUs the windows are unfolded."""
+    return implementation.nearest_patch(*flatten_windows(features, prototypes), *options)

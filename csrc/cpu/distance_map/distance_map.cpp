@@ -55,17 +55,19 @@ Tensor distance_map(
   const DistanceMapTable& table = PROTOFAST_TABLE(distance_map, chosen_instruction_set());
   const Chosen chosen(index, features, prototypes);
   const ScalarType type = result_type(features, prototypes);
-  const int64_t shape[] = {features.size(0), (*chosen).count, features.size(2), features.size(3)};
+  const Grid grid = grid_of(features, prototypes);
+  const int64_t shape[] = {features.size(0), (*chosen).count, grid.rows, grid.columns};
   Tensor distances = torch::stable::new_empty(features, shape, type);
   if (distances.numel() == 0) return distances;
 
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
-  const double steps = static_cast<double>(distances.numel()) * features.size(1);
+  const FeatureMap map = read_map(source, rows);
+  const double steps = static_cast<double>(distances.numel()) * map.depth;
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
     distance_map_forward<T>(
         kernels_of<T>(table),
-        read_map(source),
+        map,
         read_matrix(rows),
         *chosen,
         metric,
@@ -89,22 +91,24 @@ std::tuple<Tensor, Tensor> distance_map_backward(
   const DistanceMapTable& table = PROTOFAST_TABLE(distance_map, chosen_instruction_set());
   const Chosen chosen(index, features, prototypes);
   const ScalarType type = result_type(features, prototypes);
+  const Grid grid = grid_of(features, prototypes);
   STD_TORCH_CHECK(
       grad.is_cpu() && grad.dim() == 4 && grad.size(0) == features.size(0) &&
-          grad.size(1) == (*chosen).count && grad.size(2) == features.size(2) &&
-          grad.size(3) == features.size(3) && grad.scalar_type() == type,
+          grad.size(1) == (*chosen).count && grad.size(2) == grid.rows &&
+          grad.size(3) == grid.columns && grad.scalar_type() == type,
       "grad must be on the CPU, [N, K, H, W] and of the type that distance_map returns"
   );
   GradientOutputs outputs(features, prototypes, true, true);
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
   const Tensor slopes = torch::stable::contiguous(grad);
-  const double steps = static_cast<double>(slopes.numel()) * features.size(1);
+  const FeatureMap map = read_map(source, rows);
+  const double steps = static_cast<double>(slopes.numel()) * map.depth;
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
     distance_map_gradients<T>(
         kernels_of<T>(table),
         slopes.const_data_ptr<T>(),
-        read_map(source),
+        map,
         read_matrix(rows),
         *chosen,
         metric,

@@ -62,7 +62,8 @@ void distance_map_forward(
   const int64_t depth = features.depth, locations = features.locations;
   Workspace<T> converted(0);
   const T* rows = prototype_rows(kernels.access, prototypes, converted);
-  const int64_t numbers = kernels.access.rows_in_place(features) ? 0 : locations * depth;
+  const bool in_place = kernels.access.rows_in_place(features);
+  const int64_t numbers = in_place ? 0 : kernels.access.row_memory(features);
   Workspace<T> storage(threads * numbers);
   std::vector<int64_t> stored(threads, -1);  // which image each worker has read last
   std::vector<PatchRows<T>> patches(threads);
@@ -102,6 +103,7 @@ void distance_map_gradients(
 ) {
   const int64_t depth = features.depth, locations = features.locations, count = prototypes.count;
   const int64_t image_numbers = locations * depth;
+  const int64_t tile_numbers = kernels.access.row_memory(features);
   const bool cosine = metric == Metric::kCosine;
   Workspace<T> converted(0), prototype_norms(cosine ? count : 0);
   const T* rows = prototype_rows(kernels.access, prototypes, converted);
@@ -109,7 +111,7 @@ void distance_map_gradients(
     kernels.access.find_inverse_norms({rows, depth}, count, depth, prototype_norms.data());
   }
   PatchGroup<T> group(kernels.access, features, metric, threads);
-  Workspace<T> tiles(threads * image_numbers), sums(count * depth), parts(threads * depth);
+  Workspace<T> tiles(threads * tile_numbers), sums(count * depth), parts(threads * depth);
   std::fill_n(sums.data(), count * depth, T(0));
 
   for (int64_t first = 0; first < features.images; first += group.size()) {
@@ -130,7 +132,7 @@ void distance_map_gradients(
     };
     run_tasks(images, threads, parallel, [&](int64_t worker, int64_t i) {
       group.read(i, first + i);
-      T* tile = tiles.data() + worker * image_numbers;
+      T* tile = tiles.data() + worker * tile_numbers;
       std::fill_n(tile, image_numbers, T(0));
       for (int64_t k = 0; k < chosen.count; ++k) {
         kernels.add_to_patches(pair_of(i, chosen.of(first + i, k)), grad_of(i, k), tile);
@@ -147,7 +149,7 @@ void distance_map_gradients(
       }
     });
   }
-  kernels.access.narrow(sums.data(), count * depth, grad_prototypes.data, grad_prototypes.element);
+  write_prototypes(kernels.access, sums.data(), grad_prototypes);
 }
 
 }  // namespace protofast

@@ -25,13 +25,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dot_and_cosine(
   if (dots.numel() == 0) return {dots, dot_locations, cosines, cosine_locations};
 
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
-  const double steps = static_cast<double>(features.numel()) * prototypes.size(0);
+  const FeatureMap map = read_map(source, rows);
+  const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
     dot_and_cosine_forward<T>(
         kernels_of<T>(PROTOFAST_TABLE(nearest_patch, chosen_instruction_set())),
         kernels_of<T>(table),
-        read_map(source),
+        map,
         read_matrix(rows),
         threads_for(steps),
         TorchThreads(),

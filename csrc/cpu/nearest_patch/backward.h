@@ -21,9 +21,11 @@ constexpr int64_t kGatherBytes = 256 << 10;
 template <typename T>
 class PatchSums {
  public:
-  PatchSums(int64_t locations, int64_t depth, int64_t prototypes)
-      : rows_(locations * depth), starts_(locations + 1), prototypes_(prototypes) {}
-  T* rows() const { return rows_.data(); }  // [L, D]
+  PatchSums(const PatchAccess<T>& access, const FeatureMap& features, int64_t prototypes)
+      : rows_(access.row_memory(features)),
+        starts_(features.locations + 1),
+        prototypes_(prototypes) {}
+  T* rows() const { return rows_.data(); }  // [row_memory]
   WinnerLists lists() const { return {starts_.data(), prototypes_.data()}; }
 
  private:
@@ -63,10 +65,10 @@ void nearest_patch_gradients(
   std::vector<BackwardImage<T>> images(group.size());
   std::vector<PatchSums<T>> workers;
   for (int64_t i = 0; i < (grad_features ? threads : 0); ++i) {
-    workers.emplace_back(features.locations, depth, count);
+    workers.emplace_back(kernels.access, features, count);
   }
   // Summed up where they are to be, if they are of that type.
-  const bool in_place = grad_prototypes && grad_prototypes->element == own_element<T>();
+  const bool in_place = grad_prototypes && rows_in_place<T>(*grad_prototypes);
   Workspace<T> converted_sums(grad_prototypes && !in_place ? count * depth : 0);
   T* sums = in_place ? static_cast<T*>(grad_prototypes->data) : converted_sums.data();
   if (grad_prototypes) std::fill_n(sums, count * depth, T(0));
@@ -109,7 +111,7 @@ void nearest_patch_gradients(
     });
   }
   if (grad_prototypes && !in_place) {
-    kernels.access.narrow(sums, count * depth, grad_prototypes->data, grad_prototypes->element);
+    write_prototypes(kernels.access, sums, *grad_prototypes);
   }
 }
 

@@ -31,7 +31,7 @@ class ChunkWorkspace {
       : patches_(images),
         storage_(
             kernels.access.rows_in_place(features) ? 0
-                                                   : images * features.locations * features.depth
+                                                   : images * kernels.access.row_memory(features)
         ),
         blocks_(
             round_up(images * features.locations, kernels.block_rows) * features.depth + kBlockSlack

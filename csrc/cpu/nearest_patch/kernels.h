@@ -37,7 +37,7 @@ struct PackedImages {
   int64_t count;
   int64_t locations;      // L
   PatchRows<T>* patches;  // [count], where each image's patches lie as given
-  T* storage;             // [count, L, D], for the patches that cannot be used in place
+  T* storage;             // [count, row_memory], for the patches that cannot be used in place
   T* blocks;              // [ceil(count * L / block_rows), D, block_rows], and kBlockSlack numbers
   T* terms;    // [count * L, rounded up to blocks], a number per row for its score; NaN: no part
   T* largest;  // [count], largest |z| in the image; NaN: its scores cannot be trusted

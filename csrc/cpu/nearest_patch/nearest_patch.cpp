@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
   if (locations.numel() == 0) return {activations, distances, locations};
 
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
-  const FeatureMap map = read_map(source);
+  const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
@@ -123,7 +123,8 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_packed(
   check_inputs(features, prototypes);
   const Metric metric = metric_of(metric_name);
   const Tensor numbers = torch::stable::contiguous(packed);
-  const bool typed = numbers.is_cpu() && numbers.scalar_type() == result_type(features, prototypes);
+  const bool typed = numbers.is_cpu() && prototypes.dim() == 2 &&
+                     numbers.scalar_type() == result_type(features, prototypes);
   return nearest_patch_with(
       features,
       prototypes,
@@ -204,11 +205,11 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
   const OptionalPairs to_activations(grad_activations), to_distances(grad_distances);
   const Tensor values = torch::stable::contiguous(distances);
   const Tensor where = torch::stable::contiguous(locations);
-  check_locations(where, features.size(2) * features.size(3));
+  check_locations(where, grid_of(features, prototypes).locations());
 
   GradientOutputs outputs(features, prototypes, need_features, need_prototypes);
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
-  const FeatureMap map = read_map(source);
+  const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(map.images) * rows.numel();
   with_result_type(type, [&](auto number) {
     using T = decltype(number);

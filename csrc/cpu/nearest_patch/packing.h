@@ -230,8 +230,8 @@ void pack_images(
   const int64_t depth = prototypes.depth, locations = images.locations;
   const int64_t rows = images.count * locations;
   for (int64_t n = 0; n < images.count; ++n) {
-    T* storage = rows_in_place<T>(features) ? nullptr : images.storage + n * locations * depth;
-    images.patches[n] = read_patches(features, first_image + n, storage);
+    T* storage = rows_in_place<T>(features) ? nullptr : images.storage + n * row_memory(features);
+    images.patches[n] = read_rows(features, first_image + n, storage);
   }
   const T* patches[kRows];
   int64_t n = 0, l = 0;

@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patches(
 ) {
   check_inputs(features, prototypes);
   STD_TORCH_CHECK(
-      k >= 1 && k <= kMostPatches && k <= features.size(2) * features.size(3),
+      k >= 1 && k <= kMostPatches && k <= grid_of(features, prototypes).locations(),
       "k must lie between 1 and ",
       kMostPatches,
       " and not exceed the number of locations; got ",
@@ -39,13 +39,14 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patches(
   if (locations.numel() == 0) return {activations, distances, locations};
 
   const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
-  const double steps = static_cast<double>(features.numel()) * prototypes.size(0);
+  const FeatureMap map = read_map(source, rows);
+  const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
     nearest_patches_forward<T>(
         kernels_of<T>(PROTOFAST_TABLE(nearest_patch, chosen_instruction_set())),
         kernels_of<T>(table),
-        read_map(source),
+        map,
         read_matrix(rows),
         k,
         metric,
