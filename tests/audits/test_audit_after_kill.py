@@ -1,11 +1,10 @@
 """The hard promise: an audit killed at any moment and started again ends in the same audit.json."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+
+from scripts import run_script
 
 KILLS = 12
 
@@ -26,18 +25,9 @@ def _files(folder: Path, *patterns: str) -> dict[str, bytes]:
 
 
 def test_kills_at_any_moment_change_no_byte(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("kill_and_resume.py")
-    ran = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(KILLS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    kills = int(ran.stdout.splitlines()[-1].split()[0])
-    assert kills >= KILLS, ran.stdout + ran.stderr
+    said = run_script(Path(__file__).with_name("kill_and_resume.py"), tmp_path, KILLS)
+    kills = int(said.splitlines()[-1].split()[0])
+    assert kills >= KILLS, said
     whole = tmp_path / "whole"
     made = ("settings.toml", "tables/*", "pictures/**/*.png")
     expected = _files(whole, *made)
@@ -54,5 +44,5 @@ def test_kills_at_any_moment_change_no_byte(tmp_path: Path) -> None:
     )
     assert set(measured) == units
     assert measured.total() <= len(units) * len(folders) + kills
-    new = [line for line in ran.stdout.splitlines() if "units are new" in line]
+    new = [line for line in said.splitlines() if "units are new" in line]
     assert len(set(new)) > 4, "kills fell into different parts of the audit"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from threads import one_thread
 
 from protofast.data import Splits
-from protofast.training import Settings, build_data, load_settings
+from protofast.models import ProtoPNet, build_backbone
+from protofast.training import Result, Settings, build_data, load_settings, train
 
 TINY = """
 [data]
@@ -61,11 +63,8 @@ def scratch() -> tuple[str, ...]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Results on the CPU are bit-equal at the same number of threads only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +84,37 @@ def tiny(tiny_file: Path) -> Callable[..., Settings]:
 def birds(tiny: Callable[..., Settings]) -> Splits:
     """The images of the tiny run."""
     return build_data(tiny().data, threads=1)
+
+
+@pytest.fixture(scope="session")
+def done(
+    tiny: Callable[..., Settings], birds: Splits, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
+    """The tiny run, finished: its folder is for reading, whoever changes it takes a copy."""
+    with one_thread():
+        return train(tiny(), tmp_path_factory.mktemp("done") / "run", data=birds)
+
+
+@pytest.fixture(scope="session")
+def done_from_scratch(
+    tiny: Callable[..., Settings],
+    scratch: tuple[str, ...],
+    birds: Splits,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Result:
+    """The tiny run trained from scratch, for reading too."""
+    with one_thread():
+        return train(tiny(*scratch), tmp_path_factory.mktemp("scratch") / "run", data=birds)
+
+
+@pytest.fixture
+def model() -> ProtoPNet:
+    """An untrained network of three classes, with one, two and three prototypes."""
+    torch.manual_seed(0)
+    return ProtoPNet(
+        build_backbone("small"),
+        num_classes=3,
+        prototype_class=[2, 0, 1, 0, 2, 2],
+        depth=8,
+        input_size=(32, 32),
+    )

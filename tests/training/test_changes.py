@@ -1,40 +1,23 @@
 """Other settings, other images, lost checkpoints: what is taken up, and what is refused."""
 
-import json
 import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from small_runs import Tiny, prototype_table, train_for
+from threads import one_thread
 
 from protofast.data import Splits
 from protofast.errors import DataError, SettingsError
 from protofast.training import RunFolder, Settings, build_data, prune_run, train
 from protofast.training.images import other_images
-from protofast.training.progress import Silence
 
-Tiny = Callable[..., Settings]
 ONE_PROJECTION = ("training.schedule.project_every=0", "training.schedule.last_layer_epochs=1")
-
-
-class StopAfter(Silence):
-    """Sets an event after so many calls from inside the loop."""
-
-    def __init__(self, event: threading.Event, calls: int) -> None:
-        self.event, self.calls = event, calls
-
-    def advance(self, *args: object, **kwargs: object) -> None:
-        self.calls -= 1
-        if self.calls == 0:
-            self.event.set()
 
 
 def train_a_little(settings: Settings, path: Path, birds: Splits, calls: int) -> RunFolder:
     """A run that is stopped after so many batches."""
-    stop = threading.Event()
-    result = train(settings, path, data=birds, stop=stop, progress=StopAfter(stop, calls))
+    result = train_for(calls, settings, path, data=birds)
     assert not result.finished
     return result.folder
 
@@ -42,9 +25,9 @@ def train_a_little(settings: Settings, path: Path, birds: Splits, calls: int) ->
 @pytest.fixture(scope="module")
 def finished(tiny: Tiny, birds: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of warm-0, joint-1, joint-2, project-2, last_layer-2-0."""
-    torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("runs") / "run"
-    return train(tiny(*ONE_PROJECTION), path, data=birds).folder.path
+    with one_thread():
+        return train(tiny(*ONE_PROJECTION), path, data=birds).folder.path
 
 
 @pytest.fixture
@@ -143,7 +126,7 @@ def test_prototypes_that_moved_on_are_no_patches_any_more(
     assert folder.pointer("latest") == "joint-3"
     assert folder.pointer("best") == "project-2"
     assert folder.load_model("latest").prototypes == []
-    assert json.loads((folder.path / "prototypes" / "prototypes.json").read_text()) == []
+    assert prototype_table(folder) == []
     with pytest.raises(SettingsError, match="never projected"):
         prune_run(folder, birds, checkpoint="latest")
 

@@ -2,34 +2,19 @@
 
 import errno
 import json
-import resource
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
+from disk_space import largest_file
+from small_runs import Tiny, assert_same_end
 
 from protofast.data import Splits
-from protofast.training import RunFolder, Settings, train
-
-Tiny = Callable[..., Settings]
-
-
-@contextmanager
-def _largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: writing more fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from protofast.training import Result, RunFolder, train
 
 
 def _assert_intact_and_resumable(
-    folder: RunFolder, undisturbed: RunFolder, birds: Splits, latest: str
+    folder: RunFolder, done: Result, birds: Splits, latest: str
 ) -> None:
     assert folder.pointer("latest") == latest
     assert latest in folder.names()
@@ -37,50 +22,42 @@ def _assert_intact_and_resumable(
     assert [row["step"] for row in folder.rows()] == sorted(row["step"] for row in folder.rows())
     result = train(None, folder.path, resume=True, data=birds)
     assert result.finished
-    expected, found = (each.read("latest")[1] for each in (undisturbed, folder))
-    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
-    assert len(undisturbed.rows()) == len(folder.rows())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny: Tiny, birds: Splits, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    torch.set_num_threads(1)
-    return train(tiny(), tmp_path_factory.mktemp("runs") / "run", data=birds).folder
+    assert_same_end(done.folder, folder)
 
 
 def test_a_checkpoint_that_does_not_fit(
-    tiny: Tiny, birds: Splits, undisturbed: RunFolder, tmp_path: Path
+    tiny: Tiny, birds: Splits, done: Result, tmp_path: Path
 ) -> None:
     # The joint stage's checkpoint holds Adam's moments of the backbone too.
     sizes = [
-        (undisturbed.checkpoints / f"{name}.safetensors").stat().st_size
+        (done.folder.checkpoints / f"{name}.safetensors").stat().st_size
         for name in ("warm-0", "joint-2")
     ]
     assert sizes[0] * 2 < sizes[1]
-    with _largest_file(sizes[0] * 2), pytest.raises(OSError, match="File too large") as caught:
+    with largest_file(sizes[0] * 2), pytest.raises(OSError, match="File too large") as caught:
         train(tiny(), tmp_path / "run", data=birds)
     assert caught.value.errno == errno.EFBIG
     assert str(caught.value.filename).endswith("joint-1.safetensors")
     folder = RunFolder.open(tmp_path / "run")
     assert not list(folder.path.rglob("*.tmp")), "the half-written file is gone"
-    _assert_intact_and_resumable(folder, undisturbed, birds, "warm-0")
+    _assert_intact_and_resumable(folder, done, birds, "warm-0")
 
 
 def test_numbers_that_do_not_fit(
     tiny: Tiny,
     birds: Splits,
-    undisturbed: RunFolder,
+    done: Result,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "run"
-    lines = undisturbed.metrics.read_bytes().splitlines(keepends=True)
+    lines = done.folder.metrics.read_bytes().splitlines(keepends=True)
     first = len(b"".join(line for line in lines if json.loads(line)["step"] < 2))
     original = RunFolder.append_metrics
 
     def limited(folder: RunFolder, rows: list[dict[str, object]]) -> None:
         # Enough for some lines; the checkpoints, which are larger, must not be in the way.
-        with _largest_file(first + 40):
+        with largest_file(first + 40):
             original(folder, rows)
 
     monkeypatch.setattr(RunFolder, "append_metrics", limited)
@@ -91,11 +68,11 @@ def test_numbers_that_do_not_fit(
     folder = RunFolder.open(path)
     latest = folder.pointer("latest")
     assert latest == "joint-1"
-    _assert_intact_and_resumable(folder, undisturbed, birds, latest)
+    _assert_intact_and_resumable(folder, done, birds, latest)
 
 
 def test_a_file_system_that_is_really_full(
-    tiny: Tiny, birds: Splits, undisturbed: RunFolder, tmp_path: Path
+    tiny: Tiny, birds: Splits, done: Result, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -110,6 +87,6 @@ def test_a_file_system_that_is_really_full(
         folder = RunFolder.open(disk / "run")
         latest = folder.pointer("latest")
         assert latest is not None
-        _assert_intact_and_resumable(folder, undisturbed, birds, latest)
+        _assert_intact_and_resumable(folder, done, birds, latest)
     finally:
         subprocess.run(["umount", str(disk)], check=True)

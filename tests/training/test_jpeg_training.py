@@ -1,33 +1,17 @@
 """Runs with compressed classes, and with compression as augmentation."""
 
-import json
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from small_runs import Tiny, assert_same_end, different, distances_to_sources, train_in_pieces
 
 from protofast.data import Batches, Splits, compressed_classes, round_trip
 from protofast.errors import SettingsError
-from protofast.training import Settings, build_data, load_settings, train
-from protofast.training.progress import Silence
+from protofast.training import build_data, load_settings, train
 
-Tiny = Callable[..., Settings]
 HALF = ("training.jpeg.probability=0.5", "training.augmentation.rotation=0")
 SHORT = ("training.schedule.epochs=2", "training.schedule.last_layer_epochs=1")
-
-
-class _StopAfter(Silence):
-    """Sets an event after so many calls from inside the loop, wherever that is."""
-
-    def __init__(self, event: threading.Event, calls: int) -> None:
-        self.event, self.calls = event, calls
-
-    def advance(self, *args: object, **kwargs: object) -> None:
-        self.calls -= 1
-        if self.calls == 0:
-            self.event.set()
 
 
 def test_a_stopped_run_with_augmentation_goes_on_bit_for_bit(
@@ -35,32 +19,13 @@ def test_a_stopped_run_with_augmentation_goes_on_bit_for_bit(
 ) -> None:
     settings = tiny(*HALF, *SHORT)
     whole = train(settings, tmp_path / "whole", data=birds)
-    starts, result = 0, None
-    while result is None or not result.finished:
-        stop = threading.Event()
-        result = train(
-            settings,
-            tmp_path / "run",
-            resume=starts > 0,
-            data=birds,
-            stop=stop,
-            progress=_StopAfter(stop, 4),
-        )
-        starts += 1
-        assert starts < 30
+    result, starts = train_in_pieces(4, settings, tmp_path / "run", data=birds)
     assert starts > 2
-    expected, found = (run.folder.read("latest")[1] for run in (whole, result))
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert_same_end(whole.folder, result.folder)
     # Projection saw the images as they are: each prototype equals its patch of a clean one.
-    model = whole.folder.load_model("latest").model
-    images = next(iter(Batches(birds.project, len(birds.project)))).images
-    with torch.no_grad():
-        distances = model(images).distances
-    for row in json.loads((whole.folder.path / "prototypes" / "prototypes.json").read_text()):
-        assert distances[row["image_index"], row["prototype"]] == 0
+    assert distances_to_sources(whole.folder, birds) == [0] * 6
     without = train(tiny(*HALF[1:], *SHORT), tmp_path / "without", data=birds)
-    other = without.folder.read("latest")[1]
-    assert any(not torch.equal(expected[name], other[name]) for name in expected)
+    assert different(whole.folder, without.folder)
 
 
 @pytest.mark.parametrize("in_memory", ["true", "false"])

@@ -4,19 +4,17 @@ The alignment loss is part of it, whose second pass must be averaged over ranks 
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import run_script
+from small_runs import Tiny
 
 from protofast.data import Batches, Splits
 from protofast.projection import project_prototypes
-from protofast.training import RunFolder, Settings, train
+from protofast.training import RunFolder, train
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +24,7 @@ def two_ranks(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunF
     settings = path / "settings.toml"
     changes = "[training]\nbatch_size = 4\nalignment.weight = 1.0\n"
     settings.write_text(f'recipe = "{tiny_file}"\n{changes}')
-    script = Path(__file__).with_name("train_on_ranks.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    ran = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", str(script), str(settings), str(path / "run")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    run_script(Path(__file__).with_name("train_on_ranks.py"), settings, path / "run")
     return RunFolder.open(path / "run")
 
 
@@ -71,7 +59,7 @@ def test_projection_is_that_of_one_rank(two_ranks: RunFolder, birds: Splits) -> 
 
 
 def test_the_last_layer_learns_as_on_one_rank(
-    two_ranks: RunFolder, birds: Splits, tiny: Callable[..., Settings], tmp_path: Path
+    two_ranks: RunFolder, birds: Splits, tiny: Tiny, tmp_path: Path
 ) -> None:
     # There batch norm stands still, so two batches of four are the same as one of eight.
     path = tmp_path / "one"

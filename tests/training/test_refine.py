@@ -1,31 +1,23 @@
 """Projecting and pruning a run's checkpoints: what comes out, and what must stay as it was."""
 
-import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import Tiny, different, prototype_table, train_for
 from torch import Tensor
 
 from protofast.data import Batches, ImageSet, Splits
 from protofast.errors import DataError, RunFolderError, SettingsError
-from protofast.training import Refined, RunFolder, Settings, project_run, prune_run, train
-from protofast.training.progress import Silence
-
-Tiny = Callable[..., Settings]
+from protofast.training import Refined, Result, RunFolder, project_run, prune_run, train
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tiny: Tiny, birds: Splits, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, bytes]:
+def finished(done: Result) -> dict[str, bytes]:
     """The files of a finished run."""
-    torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp("runs") / "run"
-    return _files(train(tiny(), path, data=birds).folder.path)
+    return _files(done.folder.path)
 
 
 @pytest.fixture
@@ -43,13 +35,6 @@ def _files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-def _table(run: RunFolder) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(
-        (run.path / "prototypes" / "prototypes.json").read_text()
-    )
-    return rows
-
-
 def _outputs(run: RunFolder, which: str, birds: Splits) -> tuple[Tensor, Tensor]:
     """Distances and logits of the training images."""
     model = run.load_model(which).model
@@ -62,7 +47,7 @@ def _outputs(run: RunFolder, which: str, birds: Splits) -> tuple[Tensor, Tensor]
 def _assert_described(run: RunFolder, birds: Splits) -> None:
     """Each prototype of the best checkpoint is the patch that its row names, and of its class."""
     loaded = run.load_model("best")
-    rows = _table(run)
+    rows = prototype_table(run)
     assert rows == loaded.prototypes
     assert len(rows) == loaded.model.num_prototypes
     distances = _outputs(run, "best", birds)[0]
@@ -118,13 +103,13 @@ def test_pruning_keeps_what_its_neighbours_speak_for(run: RunFolder, birds: Spli
     threshold = int(own.sort().values[2]) + 1  # at least three go
     keep = (own >= threshold).nonzero()[:, 0].tolist()
     assert 0 < len(keep) <= 3
-    rows = _table(run)
+    rows = prototype_table(run)
     refined = prune_run(
         run, birds, checkpoint="project-2", threshold=threshold, last_layer_epochs=2
     )
     assert refined.prototypes == (6, len(keep))
     assert refined.checkpoint == run.pointer("best") == "pruned-project-2"
-    assert [row | {"prototype": None} for row in _table(run)] == [
+    assert [row | {"prototype": None} for row in prototype_table(run)] == [
         rows[number] | {"prototype": None} for number in keep
     ]
     _assert_described(run, birds)
@@ -209,7 +194,7 @@ def test_only_images_that_decide_must_be_the_runs(
         return images.subset(range(1, len(images)))
 
     def described(refined: Refined) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        return _table(run), run.read(refined.checkpoint)[1]
+        return prototype_table(run), run.read(refined.checkpoint)[1]
 
     options = {"threshold": 1} if refine is prune_run else {}
     options |= {"checkpoint": "project-2", "last_layer_epochs": 2}
@@ -246,25 +231,12 @@ def test_training_images_decide_where_their_labels_are_counted(
         project_run(folder, fewer)
 
 
-class _StopAfter(Silence):
-    """Asks the run to stop once so many images are done."""
-
-    def __init__(self, stop: threading.Event, images: int) -> None:
-        self.stop, self.left = stop, images
-
-    def advance(self, images: int, *, loss: object = None, accuracy: object = None) -> None:
-        self.left -= images
-        if self.left <= 0:
-            self.stop.set()
-
-
 @pytest.mark.parametrize("spoil_latest", [False, True])
 def test_an_interrupted_run_goes_on_as_if_it_had_never_been_refined(
-    tiny: Tiny, birds: Splits, finished: dict[str, bytes], tmp_path: Path, spoil_latest: bool
+    done: Result, tiny: Tiny, birds: Splits, tmp_path: Path, spoil_latest: bool
 ) -> None:
-    stop = threading.Event()
-    progress = _StopAfter(stop, 150)  # after the projection, in the last layer's stage
-    result = train(tiny(), tmp_path / "run", data=birds, stop=stop, progress=progress)
+    # After the projection, in the last layer's stage.
+    result = train_for(15, tiny(), tmp_path / "run", data=birds)
     assert not result.finished
     run = result.folder
     latest = run.pointer("latest")
@@ -277,15 +249,10 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_been_refined(
         (run.checkpoints / f"{latest}.safetensors").write_bytes(b"")
     result = train(None, run.path, resume=True, data=birds)
     assert result.finished
-    whole = tmp_path / "whole"
-    for name in ("settings.toml", *(name for name in finished if name.startswith("checkpoints/"))):
-        (whole / name).parent.mkdir(parents=True, exist_ok=True)
-        (whole / name).write_bytes(finished[name])
-    expected, found = (each.read("latest")[1] for each in (RunFolder.open(whole), run))
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert run.pointer("best") == RunFolder.open(whole).pointer("best")
+    assert different(done.folder, run) == []
+    assert run.pointer("best") == done.folder.pointer("best")
     assert {refined.checkpoint, pruned.checkpoint} < set(run.names()), "training deletes neither"
-    assert _table(run) == run.load_model("latest").prototypes
+    assert prototype_table(run) == run.load_model("latest").prototypes
 
 
 def test_resuming_a_finished_run_keeps_what_refining_made(run: RunFolder, birds: Splits) -> None:

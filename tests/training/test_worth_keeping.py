@@ -1,19 +1,16 @@
 """Which checkpoint is the best one, and what is never saved."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_runs import Perturbing, Tiny, perturb_by
 
 from protofast.data import Batches, Splits
 from protofast.errors import ProtofastError
 from protofast.models import ProtoPNet
-from protofast.training import RunFolder, Settings, train
-
-Tiny = Callable[..., Settings]
+from protofast.training import RunFolder, train
 
 
 def test_a_linear_head_makes_no_checkpoint_the_best(
@@ -45,25 +42,17 @@ def test_a_linear_head_makes_no_checkpoint_the_best(
 def test_a_network_that_is_lost_is_not_saved(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     calls = 0
 
-    def perturb(
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        index: Tensor,
-        epoch: int,
-        strength: float,
-    ) -> None:
+    def lose_a_prototype(batch: Perturbing) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            assert isinstance(model, ProtoPNet)
+            assert isinstance(batch.model, ProtoPNet)
             with torch.no_grad():
-                model.prototypes[0] = torch.nan
+                batch.model.prototypes[0] = torch.nan
 
     saving = tiny("training.checkpoint_seconds=0")
     with pytest.raises(ProtofastError, match="training diverged") as caught:
-        train(saving, tmp_path / "run", data=birds, perturb=perturb)
+        train(saving, tmp_path / "run", data=birds, perturb=perturb_by(lose_a_prototype))
     folder = RunFolder.open(tmp_path / "run")
     for name in folder.names():
         tensors = folder.read(name)[1]
@@ -78,22 +67,14 @@ def test_a_network_that_is_lost_is_not_saved(tiny: Tiny, birds: Splits, tmp_path
 def test_weights_that_the_last_step_of_an_epoch_loses_are_noticed(
     tiny: Tiny, birds: Splits, tmp_path: Path
 ) -> None:
-    def perturb(
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        index: Tensor,
-        epoch: int,
-        strength: float,
-    ) -> None:
+    def spoil_the_gradient(batch: Perturbing) -> None:
         # The loss stays finite, the gradient does not.
-        assert isinstance(model, ProtoPNet)
-        model.prototypes.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+        assert isinstance(batch.model, ProtoPNet)
+        batch.model.prototypes.register_hook(lambda grad: torch.full_like(grad, torch.inf))
 
     one = tiny("training.batch_size=24")  # one step an epoch
     with pytest.raises(ProtofastError, match=r"warm-0 left weights that are not finite") as caught:
-        train(one, tmp_path / "run", data=birds, perturb=perturb)
+        train(one, tmp_path / "run", data=birds, perturb=perturb_by(spoil_the_gradient))
     assert str(caught.value).endswith("is missing: there is none yet")
     assert RunFolder.open(tmp_path / "run").names() == []
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -1,13 +1,16 @@
-"""Run by test_ranks.py under torchrun: trains and says what each rank ended with."""
+"""Run by test_ranks.py: trains on two ranks, and says what each of them ended with.
+
+torchrun's own launcher starts them, but by forking this process, where all is imported already.
+"""
 
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 from torch import distributed
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from protofast.training import build_data, build_model, load_settings, train
 from protofast.training.progress import Silence
@@ -51,6 +54,13 @@ def main(settings_file: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
-    # gloo's threads sometimes abort while the interpreter is taken down, when all is done.
-    os._exit(0)
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port, as torchrun --standalone
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(launch, main)(Path(sys.argv[1]), Path(sys.argv[2]))
