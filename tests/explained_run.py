@@ -1,14 +1,17 @@
 """A tiny run made by the real code: trained, projected, evaluated, explained."""
 
-import shutil
 from pathlib import Path
+from typing import Any
 
-import torch
+from threads import one_thread
 
 from protofast.data import Batches, Splits
 from protofast.evaluation import predict, write_evaluation
 from protofast.explain import explain_run
+from protofast.explain.files import read_summary
 from protofast.training import RunFolder, build_data, load_settings, train
+
+Trained = tuple[RunFolder, Splits]
 
 SETTINGS = """
 [data]
@@ -45,18 +48,14 @@ joint = {{ backbone = 2e-3, add_on = 3e-3, prototypes = 3e-3 }}
 """
 
 
-def train_tiny(folder: Path, *, projected: bool = True) -> tuple[RunFolder, Splits]:
+def train_tiny(folder: Path, *, projected: bool = True) -> Trained:
     """Trains for a second or two; `projected=False` never projects."""
     file = folder.with_suffix(".toml")
     file.write_text(SETTINGS.format(projected=str(projected).lower()))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        settings = load_settings(file)
-        data = build_data(settings.data, threads=1)
+    settings = load_settings(file)
+    data = build_data(settings.data, threads=1)
+    with one_thread():
         return train(settings, folder, data=data).folder, data
-    finally:
-        torch.set_num_threads(before)
 
 
 def explain_tiny(run: RunFolder, data: Splits, *, evaluate: bool = True, **options: int) -> Path:
@@ -70,7 +69,8 @@ def explain_tiny(run: RunFolder, data: Splits, *, evaluate: bool = True, **optio
     return explain_run(run.path, model, data, checkpoint=name, prototypes=rows, **options)
 
 
-def copy_run(run: Path, to: Path) -> Path:
-    """A copy that a test may spoil."""
-    shutil.copytree(run, to)
-    return to
+def summary_of(run: Path) -> dict[str, Any]:
+    """What the run's explanations say, which must be there."""
+    found = read_summary(run)
+    assert found is not None
+    return found

@@ -5,54 +5,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from foreign_model import ForeignModel
+from torch import nn
 
 from protofast.audits import AUDITS, AuditedModel, build_audits, run_audits
 from protofast.audits.jpeg import REMARKS
 from protofast.audits.spatial_misalignment import REMARKS as MISALIGNMENT_REMARKS
 from protofast.data import ImageSet, MemoryImageSet
-from protofast.models import Output, PrototypeModel
+from protofast.models import PrototypeModel
 from protofast.report import write_audit_report
 
 IMAGES = 5
 
 
-class Projected(PrototypeModel):
-    """Grey images that are not square; similarities of either sign; prototypes of no class."""
-
-    def __init__(self) -> None:
-        super().__init__(num_classes=3, num_channels=1, input_size=(24, 32), mean=[0.5], std=[0.2])
-        self.patches = nn.Conv2d(1, 6, 8, stride=4, padding=2)
-        self.vectors = nn.Parameter(torch.randn(5, 6))
-        self.weight = nn.Parameter(torch.randn(3, 5))
-
-    @property
-    def prototypes(self) -> nn.Parameter:
-        return self.vectors
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.patches(self.normalise(images))
-
-    def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
-        maps = torch.einsum("ndhw,pd->nphw", features, self.vectors)
-        if index is None:
-            return maps
-        return maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
-
-    def classify(self, features: Tensor) -> Output:
-        activations, locations = self.similarity_map(features).flatten(2).max(dim=2)
-        return Output(activations @ self.weight.T, activations, -activations, locations)
-
-    def contributions(self, output: Output) -> Tensor:
-        return output.activations[:, None] * self.weight
-
-
 @pytest.fixture(scope="module")
 def subject() -> tuple[PrototypeModel, ImageSet]:
-    """The network, and random images, most of which it names rightly."""
+    """For grey images that are not square; and random ones, most of which it names rightly."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Projected()
+        patches = nn.Conv2d(1, 6, 8, stride=4, padding=2)
+        model = ForeignModel(
+            patches, depth=6, num_channels=1, input_size=(24, 32), mean=[0.5], std=[0.2]
+        )
         pixels = torch.randint(256, (IMAGES, 1, 24, 32), dtype=torch.uint8)
     pixels[1] = 128  # flat: every map is, too, but for the padding
     with torch.no_grad():

@@ -1,26 +1,32 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from explained_run import explain_tiny, train_tiny
+from explained_run import Trained, explain_tiny, train_tiny
 
-from protofast.data import Splits
 from protofast.training import RunFolder
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Splits]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A trained and projected run with its data."""
     return train_tiny(tmp_path_factory.mktemp("explain") / "run")
 
 
 @pytest.fixture(scope="session")
-def explained(trained: tuple[RunFolder, Splits]) -> Path:
+def explained(trained: Trained) -> Path:
     """The folder of the trained run, explained."""
     run, data = trained
     explain_tiny(run, data, nearest=3, samples=4, top=2)
     return run.path
+
+
+@pytest.fixture
+def copy(explained: Path, tmp_path: Path) -> RunFolder:
+    """A copy of the explained run that a test may spoil."""
+    return RunFolder.open(shutil.copytree(explained, tmp_path / "copy"))
 
 
 @pytest.fixture(autouse=True)

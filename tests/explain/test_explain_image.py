@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_model import ForeignModel
 from torch import Tensor, nn
 
 from protofast.errors import DataError
 from protofast.explain import Explanation, explain_image, explain_images
-from protofast.models import Output, ProtoPNet, PrototypeModel, build_backbone
+from protofast.models import ProtoPNet, build_backbone
 
 
 def _model(**options: Any) -> ProtoPNet:
@@ -188,37 +189,9 @@ def test_wrong_arguments_are_named(image: Tensor, options: dict[str, Any], messa
         explain_image(_model(), torch.zeros(3, 64, 64, dtype=torch.int64))
 
 
-class _Shared(PrototypeModel):
-    """A model by somebody else whose prototypes belong to no class; the protocol alone."""
-
-    def __init__(self) -> None:
-        super().__init__(num_classes=3, input_size=(8, 8))
-        self._prototypes = nn.Parameter(torch.rand(5, 3))
-        self.weight = nn.Parameter(torch.randn(3, 5))
-
-    @property
-    def prototypes(self) -> Tensor:
-        return self._prototypes
-
-    def features(self, images: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(self.normalise(images), 2)
-
-    def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
-        maps = torch.einsum("ndhw,pd->nphw", features, self._prototypes)
-        if index is None:
-            return maps
-        return maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
-
-    def classify(self, features: Tensor) -> Output:
-        activations, locations = self.similarity_map(features).flatten(2).max(dim=2)
-        return Output(activations @ self.weight.T, activations, -activations, locations)
-
-    def contributions(self, output: Output) -> Tensor:
-        return output.activations[:, None] * self.weight
-
-
 def test_prototypes_without_classes_are_explained_through_the_protocol() -> None:
-    explanation = explain_image(_Shared(), torch.rand(3, 8, 8), top=2)
+    model = ForeignModel(nn.AvgPool2d(2), depth=3, input_size=(8, 8))
+    explanation = explain_image(model, torch.rand(3, 8, 8), top=2)
     _adds_up(explanation)
     assert all(part.others.prototypes == 0 for part in explanation.classes)  # there is no other
     assert explanation.activated[0].prototype_class is None

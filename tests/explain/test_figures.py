@@ -5,7 +5,6 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
-from explained_run import copy_run
 from PIL import Image
 
 from protofast.data import Splits, load_image
@@ -76,8 +75,8 @@ def test_a_prototype_is_drawn_with_what_lies_near(explained: Path, tmp_path: Pat
     ("key", "value"),
     [("nearest", {}), ("class", 99), ("source", {"image": "train-0"}), ("nearest", None)],
 )
-def test_a_damaged_summary_is_named(explained: Path, tmp_path: Path, key: str, value: Any) -> None:
-    run = copy_run(explained, tmp_path / "run")
+def test_a_damaged_summary_is_named(copy: RunFolder, tmp_path: Path, key: str, value: Any) -> None:
+    run = copy.path
     path = run / "explanations" / "summary.json"
     summary = json.loads(path.read_text())
     summary["prototypes"][2][key] = value
