@@ -3,16 +3,23 @@
 Images of 32 x 32 pixels, cells of 8 x 8, and a mean that a pixel of 128 has exactly.
 """
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from protofast.audits.audit import Subject
+from protofast.audits.audit import Number, Row, Subject
+from protofast.audits.misalignment_attack import PAPER, RELEASED, MisalignmentSettings
+from protofast.audits.spatial_misalignment import SpatialMisalignment
 from protofast.data import ImageSet
 from protofast.data.image_set import MemoryImageSet
 from protofast.models import ProtoPNet
 
 CELL, GRID, SIZE = 8, 4, 32
 FILL = 128
+BRIGHT = (250, 20, 20)
+RED, GREEN, BLUE = torch.eye(3)
+
+both_protocols = pytest.mark.parametrize("settings", [PAPER, RELEASED], ids=["paper", "released"])
 
 
 class Shifted(nn.Module):
@@ -81,3 +88,22 @@ def patchwork(count: int, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(90, 170, (count, 3, GRID, GRID), generator=generator)
     return colours.to(torch.uint8).repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+
+
+def of_twelve_colours(backbone: nn.Module) -> ProtoPNet:
+    """Four classes of three prototypes each, of random colours."""
+    colours = torch.randn(12, 3, generator=torch.Generator().manual_seed(2))
+    return network(backbone, colours, [j // 3 for j in range(12)])
+
+
+def rows_of(settings: MisalignmentSettings, examined: Subject) -> list[Row]:
+    """What the audit measures."""
+    audit = SpatialMisalignment(settings)
+    return [row for unit in audit.units(examined) for row in audit.measure(examined, unit)]
+
+
+def numbers_of(settings: MisalignmentSettings, examined: Subject) -> dict[str, Number]:
+    """What the audit makes of it."""
+    audit = SpatialMisalignment(settings)
+    found = audit.summarise(examined, rows_of(settings, examined))
+    return {number.key: number for number in found}
