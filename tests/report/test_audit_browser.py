@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report_browser import _CONTRAST, Open, _all, _one, _press, _set_up
-from test_report_file import HOSTILE
+from browsing import Open, contrasts, find_all, find_one, press, set_up
+from html_page import HOSTILE
 
 from protofast.report import build_audit_report
 
@@ -21,7 +21,7 @@ def show(browser: Any) -> Iterator[Open]:
     def open_report(
         folder: Path, *, width: int = 1280, height: int = 900, dark: bool = False
     ) -> None:
-        _set_up(browser, width=width, height=height, dark=dark)
+        set_up(browser, width=width, height=height, dark=dark)
         browser.get((folder / "audit.html").resolve().as_uri())
 
     browser.get_log("browser")
@@ -72,23 +72,23 @@ def test_a_picture_is_switched_by_mouse_and_by_keyboard(
     from selenium.webdriver.common.keys import Keys
 
     show(audited)
-    shot = _all(browser, ".switched")[0]
+    shot = find_all(browser, ".switched")[0]
     assert _visible_layers(browser, shot) == ["clean"]
     before = browser.execute_script("return arguments[0].getBoundingClientRect().height", shot)
-    _all(shot, ".switch label")[1].click()
+    find_all(shot, ".switch label")[1].click()
     assert _visible_layers(browser, shot) == ["attacked"]
     after = browser.execute_script("return arguments[0].getBoundingClientRect().height", shot)
     assert after == before  # nothing jumps while one looks for the difference
-    assert _visible_layers(browser, _all(browser, ".switched")[1]) == ["clean"]
-    _press(browser, Keys.ARROW_LEFT)
+    assert _visible_layers(browser, find_all(browser, ".switched")[1]) == ["clean"]
+    press(browser, Keys.ARROW_LEFT)
     assert _visible_layers(browser, shot) == ["clean"]
-    _press(browser, Keys.ARROW_RIGHT)
+    press(browser, Keys.ARROW_RIGHT)
     assert _visible_layers(browser, shot) == ["attacked"]
     outline = browser.execute_script(
         "return getComputedStyle(document.activeElement.nextElementSibling).outlineWidth"
     )
     assert float(outline.removesuffix("px")) >= 2
-    _one(shot, ".stack").click()
+    find_one(shot, ".stack").click()
     assert _visible_layers(browser, shot) == ["clean"]
 
 
@@ -96,9 +96,9 @@ def test_all_pictures_of_a_section_are_switched_at_once(
     browser: Any, audited: Path, show: Open
 ) -> None:
     show(audited)
-    section = next(one for one in _all(browser, ".audit-of") if _all(one, ".switched"))
-    clean, attacked, both = _all(section, ".all-shots button")
-    shots = [shot for shot in _all(section, ".switched") if shot.is_displayed()]
+    section = next(one for one in find_all(browser, ".audit-of") if find_all(one, ".switched"))
+    clean, attacked, both = find_all(section, ".all-shots button")
+    shots = [shot for shot in find_all(section, ".switched") if shot.is_displayed()]
     assert len(shots) == 6
     attacked.click()
     assert attacked.get_attribute("aria-pressed") == "true"
@@ -106,27 +106,27 @@ def test_all_pictures_of_a_section_are_switched_at_once(
     both.click()
     assert attacked.get_attribute("aria-pressed") == "false"
     assert [_visible_layers(browser, shot) for shot in shots] == [["clean", "attacked"]] * 6
-    places = [image.rect for image in _all(shots[0], "img")]
+    places = [image.rect for image in find_all(shots[0], "img")]
     assert places[0]["y"] == places[1]["y"]
     assert places[0]["x"] < places[1]["x"]
     clean.click()
     assert [_visible_layers(browser, shot) for shot in shots] == [["clean"]] * 6
-    other = _all(browser, ".audit-of")[-1]
-    assert not _all(other, ".beside")
+    other = find_all(browser, ".audit-of")[-1]
+    assert not find_all(other, ".beside")
 
 
 def test_pictures_can_be_switched_without_the_script(browser: Any, audited: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
-        _set_up(browser, width=1280, height=900, dark=False)
+        set_up(browser, width=1280, height=900, dark=False)
         browser.get((audited / "audit.html").resolve().as_uri())
-        assert not any(group.is_displayed() for group in _all(browser, ".all-shots"))
-        shot = _all(browser, ".switched")[0]
-        seen = [[layer.is_displayed() for layer in _all(shot, ".layer")]]
-        _all(shot, ".switch label")[1].click()
-        seen.append([layer.is_displayed() for layer in _all(shot, ".layer")])
+        assert not any(group.is_displayed() for group in find_all(browser, ".all-shots"))
+        shot = find_all(browser, ".switched")[0]
+        seen = [[layer.is_displayed() for layer in find_all(shot, ".layer")]]
+        find_all(shot, ".switch label")[1].click()
+        seen.append([layer.is_displayed() for layer in find_all(shot, ".layer")])
         assert seen == [[True, False], [False, True]]
-        assert _one(browser, "#verdicts").is_displayed()
+        assert find_one(browser, "#verdicts").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
@@ -135,9 +135,9 @@ def test_on_paper_all_versions_are_seen(browser: Any, audited: Path, show: Open)
     show(audited)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
-        shot = _all(browser, ".switched")[0]
+        shot = find_all(browser, ".switched")[0]
         assert _visible_layers(browser, shot) == ["clean", "attacked"]
-        assert not _one(shot, ".switch").is_displayed()
+        assert not find_one(shot, ".switch").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
@@ -207,7 +207,7 @@ def test_text_can_be_read_in_light_and_dark(
         ".limits li",
         ".left-out li",
     ]
-    ratios = dict(browser.execute_script(_CONTRAST, texts))
+    ratios = contrasts(browser, texts)
     assert None not in ratios.values(), ratios
     assert min(ratios.values()) >= 4.5, ratios
 

@@ -1,33 +1,17 @@
 """The report in a real browser. Needs chromium and chromedriver; see the fixture ``browser``."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report_file import HOSTILE
+from browsing import Open, contrasts, find_all, find_one, press, set_up, wait
+from html_page import HOSTILE
 
 from protofast.report import build_report
 
 pytestmark = pytest.mark.browser
-
-Open = Callable[..., None]
-
-
-def _set_up(browser: Any, *, width: int, height: int, dark: bool) -> None:
-    """The window's size, and what its reader prefers."""
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    wishes = {
-        "prefers-color-scheme": "dark" if dark else "light",
-        "prefers-reduced-motion": "reduce",  # a page that glides cannot be clicked on
-    }
-    features = [{"name": name, "value": value} for name, value in wishes.items()]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 @pytest.fixture
@@ -35,7 +19,7 @@ def show(browser: Any) -> Iterator[Open]:
     """Opens a report from its file; at the end the browser must have nothing to complain about."""
 
     def open_report(run: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        _set_up(browser, width=width, height=height, dark=dark)
+        set_up(browser, width=width, height=height, dark=dark)
         browser.get((run / "report.html").resolve().as_uri())
         browser.execute_script("try { localStorage.clear() } catch {}")
 
@@ -44,38 +28,16 @@ def show(browser: Any) -> Iterator[Open]:
     assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
-def _all(browser: Any, selector: str) -> list[Any]:
-    return browser.find_elements("css selector", selector)
-
-
-def _one(browser: Any, selector: str) -> Any:
-    (found,) = _all(browser, selector)
-    return found
-
-
 def _shown(browser: Any) -> list[int]:
     """Numbers of the prototypes in the gallery that are visible, in order."""
-    cards = [card for card in _all(browser, ".prototype") if card.is_displayed()]
+    cards = [card for card in find_all(browser, ".prototype") if card.is_displayed()]
     return [int(card.get_attribute("data-number")) for card in cards]
-
-
-def _press(browser: Any, *keys: str) -> None:
-    from selenium.webdriver import ActionChains
-
-    ActionChains(browser).send_keys(*keys).perform()
 
 
 def _focused(browser: Any) -> str:
     return browser.execute_script(
         "const e = document.activeElement; return e.id || e.dataset.open || e.className"
     )
-
-
-def _wait(condition: Callable[[], Any], *, seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_all_pictures_are_decoded(browser: Any, explained: Path, show: Open) -> None:
@@ -120,34 +82,34 @@ def test_searching_filtering_and_sorting_by_mouse(
 ) -> None:
     show(explained)
     assert _shown(browser) == list(range(12))
-    search = _one(browser, "#search")
+    search = find_one(browser, "#search")
     search.send_keys("PROTOTYPE 7")
     assert _shown(browser) == [7]
-    assert _one(browser, "#shown").text == "1 of 12 prototypes"
-    assert len([head for head in _all(browser, ".class") if head.is_displayed()]) == 1
+    assert find_one(browser, "#shown").text == "1 of 12 prototypes"
+    assert len([head for head in find_all(browser, ".class") if head.is_displayed()]) == 1
     search.clear()
     search.send_keys("prototype 1")  # a number is meant whole
     assert _shown(browser) == [1]
     search.clear()
     search.send_keys("nothing is called this")
     assert _shown(browser) == []
-    _one(browser, "#reset").click()
+    find_one(browser, "#reset").click()
     assert _shown(browser) == list(range(12))
-    _one(browser, "#class option:nth-child(3)").click()
+    find_one(browser, "#class option:nth-child(3)").click()
     assert _shown(browser) == [3, 4, 5]
-    _one(browser, "#class option:first-child").click()
-    _one(browser, "#order option[value=weight]").click()
-    weights = [float(card.get_attribute("data-weight")) for card in _all(browser, ".prototype")]
+    find_one(browser, "#class option:first-child").click()
+    find_one(browser, "#order option[value=weight]").click()
+    weights = [float(card.get_attribute("data-weight")) for card in find_all(browser, ".prototype")]
     assert weights == sorted(weights, reverse=True)
-    assert not any(head.is_displayed() for head in _all(browser, ".class"))
-    _one(browser, "#order option[value=class]").click()
+    assert not any(head.is_displayed() for head in find_all(browser, ".class"))
+    find_one(browser, "#order option[value=class]").click()
     assert _shown(browser) == list(range(12))
-    flagged = _all(browser, "#flagged")
+    flagged = find_all(browser, "#flagged")
     if flagged:
         flagged[0].click()
         expected = [
             int(card.get_attribute("data-number"))
-            for card in _all(browser, ".prototype[data-flagged='1']")
+            for card in find_all(browser, ".prototype[data-flagged='1']")
         ]
         assert _shown(browser) == expected
 
@@ -168,13 +130,13 @@ def test_heat_maps_are_switched_on_and_off(browser: Any, explained: Path, show: 
         )
 
     assert visible(".prototype .heat") == 0
-    _one(browser, "#heat").click()
-    assert _one(browser, "#heat").get_attribute("aria-pressed") == "true"
+    find_one(browser, "#heat").click()
+    assert find_one(browser, "#heat").get_attribute("aria-pressed") == "true"
     assert visible(".prototype .heat") == 12
-    _one(browser, "#heat").click()
+    find_one(browser, "#heat").click()
     assert visible(".prototype .heat") == 0
     assert visible(".prediction .heat") == 0
-    buttons = _all(_all(browser, ".prediction")[0], ".here")
+    buttons = find_all(find_all(browser, ".prediction")[0], ".here")
     for button in buttons:
         button.click()
         assert [b.get_attribute("aria-pressed") for b in buttons].count("true") == 1
@@ -182,14 +144,14 @@ def test_heat_maps_are_switched_on_and_off(browser: Any, explained: Path, show: 
         assert visible(".prediction .heat") == 1
     buttons[-1].click()
     assert visible(".prediction .heat") == 0
-    _one(browser, "#heat-predictions").click()
-    on_page = len([a for a in _all(browser, ".prediction") if a.is_displayed()])
+    find_one(browser, "#heat-predictions").click()
+    on_page = len([a for a in find_all(browser, ".prediction") if a.is_displayed()])
     assert visible(".prediction .heat") == on_page
-    more = _all(browser, ".more")
+    more = find_all(browser, ".more")
     for button in more:
-        assert _one(browser, f"#{button.get_attribute('aria-controls')}").is_displayed()
+        assert find_one(browser, f"#{button.get_attribute('aria-controls')}").is_displayed()
         button.click()
-    assert all(article.is_displayed() for article in _all(browser, ".prediction"))
+    assert all(article.is_displayed() for article in find_all(browser, ".prediction"))
 
 
 def test_a_prototype_is_enlarged_by_mouse_and_by_keyboard(
@@ -198,28 +160,28 @@ def test_a_prototype_is_enlarged_by_mouse_and_by_keyboard(
     from selenium.webdriver.common.keys import Keys
 
     show(explained)
-    dialog = _one(browser, "#detail")
-    _one(browser, "#prototype-4 .card").click()
+    dialog = find_one(browser, "#detail")
+    find_one(browser, "#prototype-4 .card").click()
     assert dialog.is_displayed()
-    assert _one(browser, "#detail-title").text.startswith("Prototype 4")
-    assert len(_all(dialog, ".near li")) == 6
-    toggle = _one(dialog, "[data-toggle-heat]")
+    assert find_one(browser, "#detail-title").text.startswith("Prototype 4")
+    assert len(find_all(dialog, ".near li")) == 6
+    toggle = find_one(dialog, "[data-toggle-heat]")
     toggle.click()
-    assert _one(dialog, ".portrait .heat").value_of_css_property("visibility") == "visible"
-    _one(dialog, "[data-step='1']").click()
-    assert _one(browser, "#detail-title").text.startswith("Prototype 5")
-    _press(browser, Keys.ARROW_RIGHT)
-    assert _one(browser, "#detail-title").text.startswith("Prototype 6")
-    _press(browser, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert _one(browser, "#detail-title").text.startswith("Prototype 4")
-    _press(browser, Keys.ESCAPE)
+    assert find_one(dialog, ".portrait .heat").value_of_css_property("visibility") == "visible"
+    find_one(dialog, "[data-step='1']").click()
+    assert find_one(browser, "#detail-title").text.startswith("Prototype 5")
+    press(browser, Keys.ARROW_RIGHT)
+    assert find_one(browser, "#detail-title").text.startswith("Prototype 6")
+    press(browser, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert find_one(browser, "#detail-title").text.startswith("Prototype 4")
+    press(browser, Keys.ESCAPE)
     assert not dialog.is_displayed()
     assert _focused(browser) == "4"  # back where one was
-    _press(browser, Keys.ENTER)
+    press(browser, Keys.ENTER)
     assert dialog.is_displayed()
-    _one(dialog, "[data-close]").click()
+    find_one(dialog, "[data-close]").click()
     assert not dialog.is_displayed()
-    _all(browser, ".prediction .there")[0].click()
+    find_all(browser, ".prediction .there")[0].click()
     assert dialog.is_displayed()
 
 
@@ -227,13 +189,13 @@ def test_everything_is_reached_by_keyboard(browser: Any, explained: Path, show: 
     from selenium.webdriver.common.keys import Keys
 
     show(explained)
-    _press(browser, Keys.TAB)
+    press(browser, Keys.TAB)
     assert _focused(browser) == "skip"
-    _press(browser, Keys.ENTER)
+    press(browser, Keys.ENTER)
     assert _focused(browser) == "main"
     reached = set()
     for _ in range(120):
-        _press(browser, Keys.TAB)
+        press(browser, Keys.TAB)
         name = _focused(browser)
         reached.add(name)
         outline = browser.execute_script(
@@ -244,7 +206,7 @@ def test_everything_is_reached_by_keyboard(browser: Any, explained: Path, show: 
         if name == "order":
             break
     assert {"heat-predictions", "here", "0", "search", "class", "order"} <= reached
-    _one(browser, "#search").send_keys("2", Keys.ENTER)  # must not send a form
+    find_one(browser, "#search").send_keys("2", Keys.ENTER)  # must not send a form
     assert 2 in _shown(browser)
 
 
@@ -264,36 +226,11 @@ def test_nothing_sticks_out_on_a_phone(
     show(run, width=width, height=800)
     assert browser.title != "hurt"
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    _all(browser, ".card")[0].click()
+    find_all(browser, ".card")[0].click()
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    dialog = _one(browser, "#detail")
+    dialog = find_one(browser, "#detail")
     assert browser.execute_script("return arguments[0].scrollWidth", dialog) <= width
     assert browser.title != "hurt"
-
-
-_CONTRAST = """
-const parse = (text) => {  // rgb(…) in 0 … 255, color(srgb …) in 0 … 1
-  const [r, g, b, ...rest] = text.match(/[\\d.]+/g).map(Number);
-  return [...[r, g, b].map((v) => text.startsWith("color") ? 255 * v : v), ...rest];
-};
-const light = ([r, g, b]) => {
-  const [x, y, z] = [r, g, b].map((v) => v / 255)
-    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-};
-const ground = (element) => {
-  for (let e = element; e; e = e.parentElement) {
-    const [r, g, b, a = 1] = parse(getComputedStyle(e).backgroundColor);
-    if (a > 0.99) return [r, g, b];
-  }
-};
-return arguments[0].map((selector) => {
-  const element = document.querySelector(selector);
-  if (!element) return [selector, null];
-  const [a, b] = [light(parse(getComputedStyle(element).color)), light(ground(element))];
-  return [selector, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-});
-"""
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -333,7 +270,7 @@ def test_text_can_be_read_in_light_and_dark(
     )
     page = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(int(v) for v in page[4:-1].split(",")) < 200) == dark
-    ratios = dict(browser.execute_script(_CONTRAST, texts))
+    ratios = contrasts(browser, texts)
     found = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     assert len(found) >= 21
     assert min(found.values()) >= 4.5, found
@@ -343,7 +280,7 @@ def test_the_page_turns_dark_by_its_button_and_stays_so(
     browser: Any, explained: Path, show: Open
 ) -> None:
     show(explained)
-    button = _one(browser, "#theme")
+    button = find_one(browser, "#theme")
     ground = "return getComputedStyle(document.body).backgroundColor"
     light = browser.execute_script(ground)
     assert button.text == "Dark page"
@@ -352,7 +289,7 @@ def test_the_page_turns_dark_by_its_button_and_stays_so(
     assert browser.execute_script(ground) != light
     browser.refresh()
     assert browser.execute_script(ground) != light
-    _one(browser, "#theme").click()
+    find_one(browser, "#theme").click()
     assert browser.execute_script(ground) == light
 
 
@@ -370,27 +307,27 @@ def test_many_classes_are_read_by_pointer_and_keyboard(browser: Any, run: Path, 
     (run / "evaluation" / "confusion.csv").write_text("\n".join(lines))
     build_report(run)
     show(run)
-    field, text = _one(browser, "#field"), _one(browser, "#field-text")
+    field, text = find_one(browser, "#field"), find_one(browser, "#field-text")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
     browser.execute_script("arguments[0].focus()", field)
-    _press(browser, Keys.ARROW_DOWN)
+    press(browser, Keys.ARROW_DOWN)
     assert field.get_attribute("role") == "application"  # an image would not get the keys
     assert text.text == "kind 1: 1 image taken for kind 0."
-    _press(browser, Keys.ARROW_RIGHT)
+    press(browser, Keys.ARROW_RIGHT)
     assert text.text == "kind 1: 3 images named rightly."
     from selenium.webdriver import ActionChains
 
     ActionChains(browser).move_to_element(field).perform()
-    _wait(lambda: text.text.startswith(("kind 29", "kind 30")))
+    wait(lambda: text.text.startswith(("kind 29", "kind 30")))
 
 
 def test_the_page_works_without_its_script(browser: Any, explained: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get((explained / "report.html").resolve().as_uri())
-        assert not _one(browser, "#tools").is_displayed()
-        assert len([card for card in _all(browser, ".prototype") if card.is_displayed()]) == 12
-        assert all(article.is_displayed() for article in _all(browser, ".prediction"))
+        assert not find_one(browser, "#tools").is_displayed()
+        assert len([card for card in find_all(browser, ".prototype") if card.is_displayed()]) == 12
+        assert all(article.is_displayed() for article in find_all(browser, ".prediction"))
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
