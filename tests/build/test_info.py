@@ -85,9 +85,12 @@ print(time.process_time() - start)
 from protofast import info
 sys.exit(info.main(["--no-check"]))
 """
-    done = run("-W", "ignore", "-c", script)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout.splitlines()[0]) < 0.3
+    seconds = []
+    while not seconds or (min(seconds) >= 0.3 and len(seconds) < 5):  # a busy machine is slower
+        done = run("-W", "ignore", "-c", script)
+        assert done.returncode == 0, done.stderr
+        seconds.append(float(done.stdout.splitlines()[0]))
+    assert min(seconds) < 0.3
 
 
 @pytest.mark.parametrize(

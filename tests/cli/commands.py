@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +81,16 @@ def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
+def until(process: "subprocess.Popen[str]", condition: Callable[[], object]) -> None:
+    """Waits for what a running process will bring about."""
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def wait(process: "subprocess.Popen[str]") -> Answer:
     """The answer of a command in a process of its own."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
     return Answer(process.returncode, out, err)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from commands import Place, command
 from PIL import Image
+from threads import one_thread
 
 from protofast.data import open_birds
 
@@ -51,10 +51,8 @@ def _surroundings(
     monkeypatch.setenv("PROTOFAST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("COLUMNS", "500")
     monkeypatch.delenv("PROTOFAST_TRACEBACK", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +71,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Place:
             pixels = images.image(index).permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(file)
     settings.write_text(SETTINGS.format(root=photos))
-    torch.set_num_threads(1)
-    command("train", settings, "--out", run).done()
+    with one_thread():
+        command("train", settings, "--out", run).done()
     return Place(run, photos, settings)
 
 
@@ -98,6 +96,15 @@ def unchanged(place: Place) -> Iterator[None]:
     before = place.state()
     yield
     assert place.state() == before
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: an empty one."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture

@@ -8,15 +8,6 @@ from commands import Place, command
 from PIL import Image
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: an empty one."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 @pytest.mark.usefixtures("unchanged")
 def test_an_attack_prints_a_table_and_draws_a_figure(place: Place, here: Path) -> None:
     photo = place.photo("test")

@@ -6,11 +6,10 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from commands import Place, command, start, wait
+from commands import Place, command, start, until, wait
 
 from protofast.audits import AUDITS, audit_runs, build_audits
 from protofast.audits.runs import run_names
@@ -292,11 +291,7 @@ def test_interrupted_and_gone_on_with(place: Place, tmp_path: Path) -> None:
     options = ("--audit", "robust_accuracy", "--set", "robust_accuracy.restarts=100000")
     out = tmp_path / "an audit"
     process = start("audit", place.run, *options, "--out", out, "--threads", "1")
-    deadline = time.monotonic() + 100
-    while not list(out.glob("units/run/predictions/0000.json")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(process, (out / "units" / "run" / "predictions" / "0000.json").exists)
     process.send_signal(signal.SIGTERM)  # as Ctrl-C, see app.py
     answer = wait(process)
     assert answer.code == 130

@@ -1,7 +1,6 @@
 """A full disk: one line that says so, and all that was there before is still there and whole."""
 
 import os
-import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import Answer, Place, command
-
-
-@contextmanager
-def _files_up_to(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from disk_space import largest_file
 
 
 @contextmanager
@@ -43,7 +32,7 @@ def _is_full(answer: Answer) -> bool:
 def test_commands_on_a_run(place: Place, name: str) -> None:
     before = place.state()
     for size in (0, 200):
-        with _files_up_to(size):
+        with largest_file(size):
             answer = command(name, place.run)
         assert _is_full(answer)
         assert place.state() == before
@@ -66,7 +55,7 @@ def test_commands_on_a_disk_that_is_full(place: Place, small_disk: Path, name: s
 
 def test_figures_of_loose_images(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "figures"
-    with _files_up_to(1000):
+    with largest_file(1000):
         answer = command("explain", place.run, place.photo(), "--out", out)
     assert _is_full(answer)
     assert not list(out.iterdir())

@@ -3,13 +3,10 @@
 import json
 import shutil
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import command, start, wait
+from commands import command, start, until, wait
 
 TINY = tuple(
     word
@@ -79,18 +76,10 @@ def test_a_place_that_is_taken(finished: tuple[Path, str], tmp_path: Path) -> No
     assert "choose another for the demo (--out)" in command("demo", "--out", run, *FEW).error
 
 
-def _until(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_interrupted(tmp_path: Path) -> None:
     out = tmp_path / "my birds"
     process = start("demo", "--out", out, *FEW, "--set", "training.schedule.epochs=100000")
-    _until(process, (out / "standard" / "checkpoints" / "latest").exists)
+    until(process, (out / "standard" / "checkpoints" / "latest").exists)
     process.send_signal(signal.SIGINT)
     answer = wait(process)
     assert answer.code == 130, answer

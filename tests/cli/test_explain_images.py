@@ -10,15 +10,6 @@ from commands import Place, command
 from protofast.data import open_folders
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: an empty one."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 @pytest.mark.usefixtures("unchanged")
 def test_figures_go_to_the_current_folder(place: Place, here: Path) -> None:
     """A figure beside its image would be an image of that class from then on."""

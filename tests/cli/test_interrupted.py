@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from commands import Answer, Place, command, start, wait
+from commands import Answer, Place, command, start, until, wait
 
 LONG = ("--set", "training.schedule.epochs=1000", "--set", "training.schedule.warm_epochs=999")
 
@@ -69,30 +69,39 @@ def test_a_second_process_keeps_its_hands_off(place: Place) -> None:
     command("project", place.run).done()
 
 
-def _until_explaining(process: "subprocess.Popen[str]", run: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not list(run.glob(".explanations-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+ROUNDS = 5
+"""A busy machine may not look at an explanation before it is over: then another one starts."""
+
+
+def _start_explaining(run: Path) -> "subprocess.Popen[str]":
+    """A process that is explaining the run, or has ended before it was seen at work."""
+    process = start("explain", run)
+    until(process, lambda: list(run.glob(".explanations-*")) or process.poll() is not None)
+    return process
 
 
 def test_two_explanations_at_once(place: Place) -> None:
-    process = start("explain", place.run)
-    _until_explaining(process, place.run)
-    command("explain", place.run).done()
-    answer = wait(process)
-    assert answer.code == 0, answer
-    command("report", place.run).done()
-    assert not list(place.run.glob(".explanations-*"))
+    for _ in range(ROUNDS):
+        process = _start_explaining(place.run)
+        at_work = process.poll() is None
+        command("explain", place.run).done()
+        answer = wait(process)
+        assert answer.code == 0, answer
+        command("report", place.run).done()
+        assert not list(place.run.glob(".explanations-*"))
+        if at_work:
+            return
+    raise AssertionError("no two explanations were made at once")
 
 
 def test_an_interrupted_explanation_leaves_the_old_one(place: Place) -> None:
-    before = place.state()
-    process = start("explain", place.run)
-    _until_explaining(process, place.run)
-    process.send_signal(signal.SIGINT)
-    answer = wait(process)
+    for _ in range(ROUNDS):
+        before = place.state()
+        process = _start_explaining(place.run)
+        process.send_signal(signal.SIGINT)
+        answer = wait(process)
+        if answer.code != 0:
+            break
     assert answer.code == 130
     assert answer.error_line() == "interrupted"
     assert place.state() == before
@@ -128,7 +137,9 @@ def test_at_any_moment(place: Place, name: str) -> None:
     usual = time.monotonic() - started
     done = place.state()
     seen: set[int] = set()
-    for share in (0.1, 0.35, 0.6, 0.8, 0.95):
+    shares = [0.1, 0.35, 0.6, 0.8, 0.95]
+    while shares:
+        share = shares.pop()
         _restore(place.run, before)
         answer = _interrupted(name, place.run, after=share * usual)
         seen.add(answer.code)
@@ -139,7 +150,8 @@ def test_at_any_moment(place: Place, name: str) -> None:
         # Removing the old explanations may be cut short; the next command goes on with it.
         whole = {file for file in after if not re.match(r"\.explanations-\d+-old/", file)}
         assert whole in (before.keys(), done.keys()), share
-    assert 130 in seen
+        if not shares and 130 not in seen:  # each time was faster by far than the first
+            shares.append(share / 10)
     command(name, place.run).done()
     assert not list(place.run.glob(".explanations*"))
 

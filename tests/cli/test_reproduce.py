@@ -1,11 +1,10 @@
 """`protofast reproduce` as a command: pages of what is there, damage, and going on."""
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from commands import command, start, wait
+from commands import command, start, until, wait
 
 PLAN = """
 name = "tiny"
@@ -53,11 +52,7 @@ def test_what_cannot_be_reproduced(plan: Path, tmp_path: Path) -> None:
 def test_interrupted_it_says_how_to_go_on(plan: Path, tmp_path: Path) -> None:
     options = ("--out", tmp_path / "grid", "--page", tmp_path / "page.md", "--threads", "1")
     process = start("reproduce", plan, *options)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "grid" / "runs" / "standard-0" / "settings.toml").is_file():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(process, (tmp_path / "grid" / "runs" / "standard-0" / "settings.toml").is_file)
     process.send_signal(signal.SIGTERM)  # as Ctrl-C, see app.py
     answer = wait(process)
     assert answer.code == 130

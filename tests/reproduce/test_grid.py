@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-import torch
+from threads import one_thread
 
 from protofast.audits import audit_runs
 from protofast.errors import RunFolderError, SettingsError
@@ -39,11 +39,9 @@ ORDER += ["train standard-1", "train aligned-1", "audit accuracy-1"]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread():
+    with one_thread():
+        yield
 
 
 class Workshop:
