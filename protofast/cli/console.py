@@ -28,19 +28,24 @@ def console(stderr: bool = False) -> Console:
     return found
 
 
+def _printable(text: str) -> str:
+    """Text whose brackets are no markup; names in other encodings than UTF-8 as escapes."""
+    return escape(text.encode(errors="backslashreplace").decode())
+
+
 def print_error(message: str) -> None:
     """Print one line on standard error."""
-    console(stderr=True).print(f"[bold red]protofast:[/] {escape(message)}")
+    console(stderr=True).print(f"[bold red]protofast:[/] {_printable(message)}")
 
 
 def print_warning(message: str) -> None:
     """Print one line on standard error that is no reason to stop."""
-    console(stderr=True).print(f"[yellow]protofast: warning:[/] {escape(message)}")
+    console(stderr=True).print(f"[yellow]protofast: warning:[/] {_printable(message)}")
 
 
 def print_note(message: str) -> None:
-    """Print one plain line on standard output; brackets in `message` are kept as they are."""
-    console().print(escape(message))
+    """Print one plain line on standard output."""
+    console().print(_printable(message))
 
 
 def print_path(what: str, path: Path) -> None:
@@ -58,9 +63,11 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """
     table = Table(box=None, pad_edge=False, show_header=any(columns))
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
+        table.add_column(
+            _printable(column), justify="left" if position == 0 else "right", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(_printable(cell) for cell in row))
     print_note(title)
     console().print(table, soft_wrap=False)
 
