@@ -41,7 +41,7 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
     try:
         for path, content in contents.items():
             with temporaries[path].open("wb") as file:
-                file.write(_encoded(content))
+                file.write(encoded(content))
                 file.flush()
                 os.fsync(file.fileno())
         for path, temporary in temporaries.items():
@@ -79,7 +79,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _encoded(content: bytes | str) -> bytes:
+def encoded(content: bytes | str) -> bytes:
+    """The bytes that :func:`write_atomically` writes."""
     return content.encode(errors="backslashreplace") if isinstance(content, str) else content
 
 
@@ -96,7 +97,12 @@ def finite(value: Any) -> Any:
 
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Makes what was written into a file survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -11,9 +12,7 @@ from protofast.attacks.objectives import frozen
 from protofast.audits.cells import pixels_of_cells
 from protofast.audits.head_on_stomach_attack import (
     EPSILON,
-    STEP_SIZE,
-    STEPS,
-    RandomStart,
+    Noise,
     head_on_stomach,
     prototype_maps,
     source_cells,
@@ -87,12 +86,7 @@ def attack_image(
     prototype: int | None = None,
     targets: Tensor | None = None,
     noise_at_source: bool = False,
-    epsilon: float = EPSILON,
-    step_size: float = STEP_SIZE,
-    steps: int = STEPS,
-    random_start: RandomStart = True,
-    restarts: int = 1,
-    seed: int = 0,
+    **noise: Unpack[Noise],
 ) -> AttackedImage:
     """Move a prototype on one image.
 
@@ -102,12 +96,8 @@ def attack_image(
         prototype: Which; None for the most activated one.
         targets: bool [H, W], where to; None for the cell farthest from where it is.
         noise_at_source: Allow noise in the pixels of the source cells too.
-        epsilon: See `head_on_stomach`, likewise the others.
-        step_size: See there.
-        steps: See there.
-        random_start: See there.
-        restarts: See there.
-        seed: See there.
+        noise: `epsilon`, `step_size`, `steps`, `random_start`, `restarts` and `seed` of
+            `head_on_stomach`, with the same defaults.
 
     Raises:
         ValueError: There is no such prototype, or the targets are not of the model's grid.
@@ -143,12 +133,7 @@ def attack_image(
         targets.unsqueeze(0),
         sources=sources,
         pixels=pixels_of_cells(noisy, size),
-        epsilon=epsilon,
-        step_size=step_size,
-        steps=steps,
-        random_start=random_start,
-        restarts=restarts,
-        seed=seed,
+        **noise,
     )
     owner = model.prototype_class
     cells = sources[0].cpu(), targets.cpu()
@@ -157,7 +142,7 @@ def attack_image(
         prototype_class=None if owner is None else int(owner[prototype]),
         sources=cells[0],
         targets=cells[1],
-        epsilon=epsilon,
+        epsilon=noise.get("epsilon", EPSILON),
         clean=_state(pixels, maps, before, prototype, *cells),
         attacked=_state(moved.images, moved.maps, moved.output, prototype, *cells),
     )

@@ -1,16 +1,17 @@
 """What an audit is: units of work on a trained model, rows of results, numbers, pictures.
 
 An audit is measured unit by unit. A unit is a fixed list of images, its result a list of rows (one
-dictionary per image, or per image and prototype), which does not depend on any other unit: so an
-interrupted audit goes on where it was, and its numbers are made from the rows of all units at the
-end. Whatever can go wrong with an image (a flat map, no cell left to attack) is a row with a
-`skipped` that says why, and is counted; nothing is left out silently.
+dictionary per image, or per image and prototype), which does not depend on any other unit (but for
+last digits, where several go through a model together): so an interrupted audit goes on where it
+was, and its numbers are made from the rows of all units at the end. Whatever can go wrong with an
+image (a flat map, no cell left to attack) is a row with a `skipped` that says why, and is counted;
+nothing is left out silently.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -23,6 +24,7 @@ from protofast.data import ImageSet
 from protofast.data.randomness import permutation
 from protofast.models import PrototypeModel
 
+UNIT = 16  # images of a unit of work; what an audit that is interrupted does again
 SUBSET = 10  # purpose of the random numbers that choose an audit's images; see data/randomness.py
 
 Row = dict[str, Any]
@@ -44,6 +46,7 @@ class AuditSettings(BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=AuditSettings)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,11 @@ class Subject:
     def correct(self) -> Tensor:
         """Whether the model names each image rightly: bool [n], on the CPU."""
         return self.predictions == self.labels
+
+    def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Images (or rows of these) by so many as may go through the model at once, in order."""
+        for first in range(0, len(items), self.batch_size):
+            yield items[first : first + self.batch_size]
 
     def load(self, positions: Sequence[int]) -> Tensor:
         """The images at `positions`, float32 [N, channels, S, T] in [0, 1], on the device."""
@@ -157,11 +165,14 @@ class Audit(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def units(self, subject: Subject) -> list[list[int]]:
-        """The work in fixed units: positions of the images of each, in order."""
+        """The work in fixed units: positions of the images of each, in order, each of them once.
+
+        They depend on the subject's data and seed, not on its batch size or device.
+        """
 
     @abstractmethod
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
-        """The rows of one unit."""
+        """The rows of one unit, or of several at once: an image's own, whatever is beside it."""
 
     def settings_of(self, subject: Subject) -> SettingsT:
         """The settings as they are reported: with what was left open to the subject filled in."""
@@ -198,12 +209,17 @@ def skipped(rows: Sequence[Row]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def units_in_order(count: int, wanted: int | None, *keys: int) -> list[list[int]]:
-    """Positions of `wanted` of `count` images (None: all) in units of 64, in the set's order.
+def in_units(positions: Sequence[int]) -> list[list[int]]:
+    """The images at `positions` in units of work."""
+    return [list(positions[first : first + UNIT]) for first in range(0, len(positions), UNIT)]
 
-    A subset is drawn by the keys. 64 images are what an interrupted audit does again at most.
+
+def units_in_order(count: int, wanted: int | None, *keys: int) -> list[list[int]]:
+    """Positions of `wanted` of `count` images (None: all) in units, in the set's order.
+
+    A subset is drawn by the keys.
     """
     positions = list(range(count))
     if wanted is not None and wanted < count:
         positions = sorted(permutation(count, *keys)[:wanted].tolist())
-    return [positions[first : first + 64] for first in range(0, len(positions), 64)]
+    return in_units(positions)

@@ -9,8 +9,9 @@ pictures/<model>/<audit>-<protocol>/*.png       the most telling of them
 audit.json                                      every number; what the report is made from
 ```
 
-A unit is written whole or not at all, with a fingerprint of everything its rows depend on: one of
-other weights, images, settings or another version is not taken for done.
+A unit is written whole or not at all, with a fingerprint of everything its rows depend on but for
+their last digits: one of other weights, images, settings or another version is not taken for done.
+How it was computed, which the last digits depend on, is written beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple
 
 from protofast.audits.audit import Picture, Row
 from protofast.errors import RunFolderError
-from protofast.files import finite, locked, write_atomically
+from protofast.files import encoded, finite, locked, sync_file, sync_folder, write_atomically
 
 FORMAT = 1
 _OWN = ("settings.toml", "units", "tables", "pictures", "audit.json", "audit.html", ".lock")
@@ -42,9 +43,15 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionE
 
 
 class Unit(NamedTuple):
-    """A piece of work that was done: its rows as JSON gives them back, and what it took."""
+    """A piece of work that was done.
+
+    rows: as JSON gives them back. images: how many it looked at. computed: how, in words; see
+    `protofast.audits.computed`. seconds: what it took.
+    """
 
     rows: list[Row]
+    images: int
+    computed: str
     seconds: float
 
 
@@ -124,7 +131,7 @@ class AuditFolder:
     def says(self, name: str, text: str) -> bool:
         """Whether a file of the folder is there with this content."""
         file = self.path / name
-        return file.is_file() and file.read_bytes() == text.encode()
+        return file.is_file() and file.read_bytes() == encoded(text)
 
     def outdate(self, *names: str) -> None:
         """Deletes the results, before something that they are made from is replaced.
@@ -149,20 +156,22 @@ class AuditFolder:
             found = json.loads(self._unit(part, number).read_bytes())
             if found["fingerprint"] != mark or not isinstance(found["rows"], list):
                 return None
-            return Unit(found["rows"], float(found["seconds"]))
+            return _unit_of(found)
         except _DAMAGED:
             return None
 
-    def write_unit(
-        self, part: str, number: int, mark: str, rows: Sequence[Row], seconds: float
-    ) -> Unit:
+    def has_unit(self, part: str, number: int) -> bool:
+        """Whether there is a unit, of whatever mark."""
+        return self._unit(part, number).is_file()
+
+    def write_unit(self, part: str, number: int, mark: str, unit: Unit) -> Unit:
         """Writes a unit; returns it as :meth:`read_unit` would, numbers not finite as None."""
         file = self._unit(part, number)
         file.parent.mkdir(parents=True, exist_ok=True)
-        said = {"fingerprint": mark, "seconds": round(seconds, 3), "rows": finite(list(rows))}
-        text = json.dumps(said, allow_nan=False)
+        said = {"fingerprint": mark, **unit._asdict(), "seconds": round(unit.seconds, 3)}
+        text = json.dumps(finite(said), allow_nan=False)
         write_atomically(file, text + "\n")
-        return Unit(json.loads(text)["rows"], said["seconds"])
+        return _unit_of(json.loads(text))
 
     def _unit(self, part: str, number: int) -> Path:
         return self.path / "units" / part / f"{number:04d}.json"
@@ -187,10 +196,14 @@ class AuditFolder:
         draft.mkdir(parents=True)
         try:
             entries = [self._entry(part, picture, draft) for picture in draw(draft)]
+            for drawn in draft.rglob("*"):
+                sync_file(drawn)
             text = json.dumps({"fingerprint": mark, "pictures": entries}, indent=1)
             write_atomically(draft / _LIST, text + "\n")
             shutil.rmtree(folder, ignore_errors=True)
             draft.rename(folder)
+            for parent in (folder.parent, self.path / "pictures", self.path):
+                sync_folder(parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return entries
@@ -211,6 +224,12 @@ class AuditFolder:
             return entries if found["fingerprint"] == mark and all(map(_there, files)) else None
         except _DAMAGED:
             return None
+
+
+def _unit_of(found: Mapping[str, Any]) -> Unit:
+    return Unit(
+        found["rows"], int(found["images"]), str(found["computed"]), float(found["seconds"])
+    )
 
 
 def _is_settings(file: Path) -> bool:

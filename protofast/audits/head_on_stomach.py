@@ -10,15 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from protofast.attacks.objectives import frozen
-from protofast.audits.audit import SUBSET, Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.audit import (
+    SUBSET,
+    Audit,
+    AuditSettings,
+    Number,
+    Picture,
+    Row,
+    Subject,
+    in_units,
+)
 from protofast.audits.cells import bounding_rectangle, pixels_of_cells
+from protofast.audits.head_on_stomach_aims import (
+    OUTSIDE,
+    Aim,
+    Clean,
+    describe,
+    largest,
+    one_cell,
+    reasons_against,
+)
 from protofast.audits.head_on_stomach_attack import (
     EPSILON,
     STEP_SIZE,
@@ -29,19 +47,10 @@ from protofast.audits.head_on_stomach_attack import (
     source_cells,
 )
 from protofast.audits.statistics import mean_number, share_number
-from protofast.data.randomness import permutation, uniform
-from protofast.models import Output
+from protofast.data.randomness import permutation
 from protofast.training.setting_types import Change
 
-_TARGETS = 25  # purpose of these random numbers; see data/randomness.py
-
 WRONG = "already wrong"
-NOT_FINITE = "similarities not finite"
-ONE_CELL = "grid of one cell"
-FLAT = "flat map"
-EVERYWHERE = "source covers every cell"
-OUTSIDE = "largest similarity outside the source already"
-NO_PIXEL = "target without a pixel"
 NOT_NEEDED = "not needed: enough decided"
 
 
@@ -103,56 +112,6 @@ TARGETED = HeadOnStomachSettings(
 )
 
 
-class Clean(NamedTuple):
-    """What the model makes of some images as they are.
-
-    positions: int64 [N], in the set. images: [N, channels, S, T]. features: [N, D, H, W].
-    ranked: int64 [N, K], the most activated prototypes, the first in front.
-    """
-
-    positions: Tensor
-    images: Tensor
-    features: Tensor
-    output: Output
-    ranked: Tensor
-
-    def rows(self, index: Tensor) -> Clean:
-        """Those of some images."""
-        return Clean(
-            self.positions[index],
-            self.images[index],
-            self.features[index],
-            Output(*(part[index] for part in self.output)),
-            self.ranked[index],
-        )
-
-
-class Aim(NamedTuple):
-    """One prototype of each image, and what shall become of it.
-
-    prototypes: int64 [N]. maps: [N, H, W], clean. sources, targets: bool [N, H, W].
-    pixels: bool [N, S, T]. reasons: why it cannot be attacked; empty where it can, [N].
-    """
-
-    prototypes: Tensor
-    maps: Tensor
-    sources: Tensor
-    targets: Tensor
-    pixels: Tensor
-    reasons: list[str]
-
-    def rows(self, index: Tensor) -> Aim:
-        """Those of some images."""
-        return Aim(
-            self.prototypes[index],
-            self.maps[index],
-            self.sources[index],
-            self.targets[index],
-            self.pixels[index],
-            [self.reasons[place] for place in index.tolist()],
-        )
-
-
 class HeadOnStomach(Audit[HeadOnStomachSettings]):
     """The success rate of Head on Stomach; see the module's docstring.
 
@@ -175,21 +134,11 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
     }
 
     def units(self, subject: Subject) -> list[list[int]]:
-        """A random order of the images, until enough right ones; a batch of right ones each."""
+        """A random order of the images, until there are enough right ones."""
         right, wanted = self._right(subject), self.settings.images + self.settings.spare
-        units: list[list[int]] = []
-        unit: list[int] = []
-        in_unit = found = 0
-        for position in permutation(len(subject.images), SUBSET, subject.seed).tolist():
-            if found == wanted:
-                break
-            unit.append(position)
-            if right[position]:
-                in_unit, found = in_unit + 1, found + 1
-            if in_unit == subject.batch_size:
-                units.append(unit)
-                unit, in_unit = [], 0
-        return [*units, unit] if unit else units
+        order = permutation(len(subject.images), SUBSET, subject.seed)
+        found = right[torch.from_numpy(order)].cumsum(dim=0)
+        return in_units(order[: int((found < wanted).sum()) + 1].tolist())
 
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         """One row per image; each rank of prototypes is one attack on all that are undecided."""
@@ -198,17 +147,16 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
         for position in positions:
             if not right[position]:
                 rows[position]["skipped"] = WRONG
-        chosen = [position for position in positions if right[position]]
-        if chosen:
-            with frozen(subject.model), torch.no_grad():
-                clean = self.look(subject, chosen)
+        with frozen(subject.model), torch.no_grad():
+            for some in subject.batches([position for position in positions if right[position]]):
+                clean = self.look(subject, some)
                 for rank in range(clean.ranked.shape[1]):
                     clean = self._one_rank(subject, clean, rank, rows)
                     if len(clean.positions) == 0:
                         break
-            for position in clean.positions.tolist():
-                if rows[position]["ranks_tried"] == 0:
-                    _skip(rows[position])
+                for position in clean.positions.tolist():
+                    if rows[position]["ranks_tried"] == 0:
+                        _skip(rows[position])
         return [rows[position] for position in positions]
 
     def counted(self, rows: Sequence[Row]) -> list[Row]:
@@ -279,10 +227,10 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
         if settings.target == "rectangle":
             targets = bounding_rectangle(targets)
         elif settings.target == "cell":
-            targets = _one_cell(targets, subject.seed, clean.positions, prototypes)
+            targets = one_cell(targets, subject.seed, clean.positions, prototypes)
         noisy = targets | sources if settings.noise == "target_and_source" else targets
         pixels = pixels_of_cells(noisy, size)
-        reasons = _reasons(maps, sources, targets, pixels)
+        reasons = reasons_against(maps, sources, targets, pixels)
         if settings.no_target == "skip_image":  # the released code attacks these, and counts them
             reasons = ["" if reason == OUTSIDE else reason for reason in reasons]
         return Aim(prototypes, maps, sources, targets, pixels, reasons)
@@ -346,69 +294,6 @@ class HeadOnStomach(Audit[HeadOnStomachSettings]):
                 row.update(result, rank=rank + 1)
                 undecided[place] = not result["success"]
         return clean.rows(undecided.nonzero()[:, 0])
-
-
-def describe(clean: Clean, aim: Aim, moved: Moved) -> list[Row]:
-    """What became of each image, as columns of its row.
-
-    A `reason` alone where similarities are no longer finite.
-    """
-    noise = (moved.images - clean.images).double().flatten(1)
-    numbers: dict[str, list[float]] = {"change": (noise.square().mean(1).sqrt() * 255).tolist()}
-    cells: dict[str, list[int]] = {
-        "prototype": aim.prototypes.tolist(),
-        "source_cells": aim.sources.sum(dim=(1, 2)).tolist(),
-        "target_cells": aim.targets.sum(dim=(1, 2)).tolist(),
-        "class_after": moved.output.logits.argmax(dim=1).tolist(),
-    }
-    for when, maps in (("before", aim.maps), ("after", moved.maps)):
-        place, columns = maps.flatten(1).argmax(dim=1), maps.shape[2]
-        cells[f"row_{when}"] = (place // columns).tolist()
-        cells[f"column_{when}"] = (place % columns).tolist()
-        numbers[f"source_{when}"] = largest(maps, aim.sources).tolist()
-        numbers[f"elsewhere_{when}"] = largest(maps, ~aim.sources).tolist()
-        numbers[f"target_{when}"] = largest(maps, aim.targets).tolist()
-    finite = _finite(moved.maps) & _finite(moved.output.logits)
-    columns_of_rows = numbers | cells
-    return [
-        {name: values[place] for name, values in columns_of_rows.items()}
-        if good
-        else {"reason": NOT_FINITE}
-        for place, good in enumerate(finite.tolist())
-    ]
-
-
-def largest(maps: Tensor, cells: Tensor) -> Tensor:
-    """The largest similarity of maps [N, H, W] in the given cells: [N]."""
-    return maps.masked_fill(~cells, -torch.inf).amax(dim=(1, 2))
-
-
-def _finite(values: Tensor) -> Tensor:
-    return values.flatten(1).isfinite().all(dim=1)
-
-
-def _one_cell(targets: Tensor, seed: int, positions: Tensor, prototypes: Tensor) -> Tensor:
-    """One of the cells [N, H, W] of each image, keyed by (seed, image, prototype)."""
-    keys = positions.numpy(), prototypes.cpu().numpy()
-    dice = torch.from_numpy(uniform(targets[0].numel(), _TARGETS, seed, *keys))  # [N, H*W]
-    dice = dice.to(targets.device).masked_fill(~targets.flatten(1), -1)
-    cells = torch.zeros_like(targets.flatten(1)).scatter_(1, dice.argmax(1, keepdim=True), True)
-    return cells.view_as(targets) & targets
-
-
-def _reasons(maps: Tensor, sources: Tensor, targets: Tensor, pixels: Tensor) -> list[str]:
-    """Why each prototype cannot be attacked, or nothing."""
-    flat = maps.flatten(1)
-    tests = (
-        (NOT_FINITE, ~_finite(maps)),
-        (ONE_CELL, torch.full((len(maps),), flat.shape[1] == 1)),
-        (FLAT, flat.amax(dim=1) == flat.amin(dim=1)),
-        (EVERYWHERE, sources.flatten(1).all(dim=1)),
-        (NO_PIXEL, ~pixels.flatten(1).any(dim=1)),
-        (OUTSIDE, largest(maps, ~sources) > largest(maps, sources)),
-    )
-    found = [(reason, hit.tolist()) for reason, hit in tests]
-    return [next((reason for reason, hit in found if hit[place]), "") for place in range(len(maps))]
 
 
 def _row(subject: Subject, position: int) -> Row:

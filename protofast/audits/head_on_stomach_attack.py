@@ -9,7 +9,7 @@ N images, H x W grid, S x T pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 40
 """Of images in [0, 1], as in the paper."""
 
 RandomStart = bool | Literal["unmasked"]
+
+
+class Noise(TypedDict, total=False):
+    """Options that others hand on to `head_on_stomach`; see there."""
+
+    epsilon: float
+    step_size: float
+    steps: int
+    random_start: RandomStart
+    restarts: int
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -36,20 +36,20 @@ def draw(
         rows: Of all units.
         folder: Where the files go; it is made.
     """
-    chosen = _most_telling(rows)
+    chosen = _most_telling(rows, audit.settings.success)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Picture] = []
-    for first in range(0, len(chosen), subject.batch_size):
-        found += _draw(audit, subject, chosen[first : first + subject.batch_size], folder, first)
+    for some in subject.batches(chosen):
+        found += _draw(audit, subject, some, folder, len(found))
     return found
 
 
-def _most_telling(rows: Sequence[Row]) -> list[Row]:
+def _most_telling(rows: Sequence[Row], success: Literal["left_source", "in_target"]) -> list[Row]:
     decided = [row for row in rows if not row.get("skipped")]
     decided.sort(
         key=lambda row: (
             not row["success"],
-            -_way(row) if row["success"] else row["source_after"] - row["elsewhere_after"],
+            -_way(row) if row["success"] else _missed(row, success),
             row["change"],
             row["image"],
         )
@@ -61,6 +61,17 @@ def _way(row: Row) -> float:
     """How far the prototype went, in cells."""
     rows, columns = (row[f"{axis}_after"] - row[f"{axis}_before"] for axis in ("row", "column"))
     return float((rows**2 + columns**2) ** 0.5)
+
+
+def _missed(row: Row, success: Literal["left_source", "in_target"]) -> float:
+    """By how much an attack has failed."""
+    source, elsewhere, target = (
+        row[f"{where}_after"] for where in ("source", "elsewhere", "target")
+    )
+    there, wanted = (
+        (source, elsewhere) if success == "left_source" else (max(source, elsewhere), target)
+    )
+    return float(there - wanted)
 
 
 def _draw(

@@ -165,15 +165,15 @@ class JpegExperiment(Audit[JpegExperimentSettings]):
         )
 
     def units(self, subject: Subject) -> list[list[int]]:
-        """64 images each, in the order of the data set."""
+        """Some images each, in the order of the data set."""
         keys = _IMAGES, subject.seed
         return units_in_order(len(subject.images), self.settings.images, *keys)
 
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         """One row for each image, of every class."""
         compression, rows = self.compression(subject), list[Row]()
-        for first in range(0, len(positions), subject.batch_size):
-            rows += self._rows(subject, compression, positions[first : first + subject.batch_size])
+        for some in subject.batches(positions):
+            rows += self._rows(subject, compression, some)
         return rows
 
     def summarise(self, subject: Subject, rows: Sequence[Row]) -> list[Number]:

@@ -7,7 +7,7 @@ class, so what counts as right has been right at every iterate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -16,14 +16,21 @@ from pydantic import Field
 from torch import Tensor
 
 from protofast.attacks import misclassified, pgd
-from protofast.audits.audit import SUBSET, Audit, AuditSettings, Number, Picture, Row, Subject
+from protofast.audits.audit import (
+    SUBSET,
+    Audit,
+    AuditSettings,
+    Number,
+    Picture,
+    Row,
+    Subject,
+    units_in_order,
+)
 from protofast.audits.statistics import share_number
-from protofast.data.randomness import permutation
 from protofast.explain.pictures import marked_png
 from protofast.files import write_atomically
 from protofast.training.setting_types import Change
 
-_UNIT = 64  # images
 _PICTURES = 6
 
 
@@ -65,9 +72,8 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
 
     def units(self, subject: Subject) -> list[list[int]]:
         """See `Audit.units`."""
-        count = len(subject.images)
-        chosen = permutation(count, SUBSET, subject.seed)[: self.settings.images].tolist()
-        return [chosen[first : first + _UNIT] for first in range(0, len(chosen), _UNIT)]
+        keys = SUBSET, subject.seed
+        return units_in_order(len(subject.images), self.settings.images, *keys)
 
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         """See `Audit.measure`."""
@@ -77,8 +83,7 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
             for position in positions
             if bool(subject.correct[position]) or not self.settings.clean_counts
         ]
-        for first in range(0, len(attackable), subject.batch_size):
-            some = attackable[first : first + subject.batch_size]
+        for some in subject.batches(attackable):
             judged |= dict(zip(some, self._attack(subject, some)[1], strict=True))
         return [self._row(subject, position, judged.get(position)) for position in positions]
 
@@ -122,24 +127,27 @@ class RobustAccuracy(Audit[RobustAccuracySettings]):
         """See `Audit.pictures`: the images that gave way after the fewest steps."""
         fallen = [row for row in rows if row["right"] and not row["right_under_attack"]]
         chosen = sorted(fallen, key=lambda row: (row["steps"], row["image"]))[:_PICTURES]
-        positions = [row["image"] for row in chosen]
-        if not positions:
-            return []
         folder.mkdir(parents=True, exist_ok=True)
-        # In another batch than before the attack may go another way: what is told is what is shown.
+        pictures: list[Picture] = []
+        for some in subject.batches([row["image"] for row in chosen]):
+            pictures += self._pairs(subject, some, folder)
+        return pictures
+
+    def _pairs(self, subject: Subject, positions: Sequence[int], folder: Path) -> Iterator[Picture]:
+        """Draws images before and after the attack; those that hold this time are left out.
+
+        In another batch than before the attack may go another way: what is told is what is shown.
+        """
         adversarial, judged = self._attack(subject, positions)
-        pictures = []
-        for row, attacked, found in zip(chosen, adversarial, judged, strict=True):
-            again = self._row(subject, row["image"], found)
-            if again["right_under_attack"]:
+        for position, attacked, found in zip(positions, adversarial, judged, strict=True):
+            row = self._row(subject, position, found)
+            if row["right_under_attack"]:
                 continue
-            versions = {"clean": subject.images.image(row["image"]), "attacked": attacked}
-            files = {version: f"{row['image']}-{version}.png" for version in versions}
+            versions = {"clean": subject.images.image(position), "attacked": attacked}
+            files = {version: f"{position}-{version}.png" for version in versions}
             for version, image in versions.items():
                 write_atomically(folder / files[version], marked_png(image))
-            caption = self._caption(subject, again)
-            pictures.append(Picture(files=files, caption=caption, image=row["name"]))
-        return pictures
+            yield Picture(files=files, caption=self._caption(subject, row), image=row["name"])
 
     def _attack(self, subject: Subject, positions: Sequence[int]) -> tuple[Tensor, list[list[int]]]:
         """The attacked images [n, channels, S, T]; of each its class (-1: none) and the steps."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from protofast.audits.audit import Audit
-from protofast.audits.runner import AuditResult, Progress, Stop, run_audits
+from protofast.audits.runner import AuditResult, Progress, Stop, Warn, run_audits
 from protofast.audits.subjects import AuditedModel
 from protofast.data import ImageSet
 from protofast.errors import DataError, RunFolderError
@@ -34,8 +34,10 @@ def audit_runs(
     checkpoint: str = "best",
     device: torch.device | str = "cpu",
     seed: int = 0,
+    batch_size: int | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    warn: Warn = warnings.warn,
 ) -> AuditResult:
     """Runs audits on trained runs, on the test images of the first; see :func:`run_audits`.
 
@@ -45,9 +47,11 @@ def audit_runs(
         out: The audit folder.
         checkpoint: Which of each run: ``best``, ``latest`` or a name.
         device: Where to compute.
-        seed: See :func:`run_audits`; likewise ``progress`` and ``stop``.
+        seed: See :func:`run_audits`, as for the others.
+        batch_size: See there.
         progress: See there.
         stop: See there.
+        warn: See there, and :func:`audited_models`.
 
     Raises:
         RunFolderError: One is no run folder, or is given twice.
@@ -56,8 +60,18 @@ def audit_runs(
     """
     folders = [RunFolder.open(run) for run in runs]
     images = build_data(shared_data(folders)).test
-    models = audited_models(folders, images, checkpoint=checkpoint, device=device)
-    return run_audits(models, images, audits, out, seed=seed, progress=progress, stop=stop)
+    models = audited_models(folders, images, checkpoint=checkpoint, device=device, warn=warn)
+    return run_audits(
+        models,
+        images,
+        audits,
+        out,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+        stop=stop,
+        warn=warn,
+    )
 
 
 def shared_data(folders: Sequence[RunFolder]) -> DataSettings:
@@ -91,7 +105,7 @@ def audited_models(
     *,
     checkpoint: str = "best",
     device: torch.device | str = "cpu",
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Warn = warnings.warn,
 ) -> list[AuditedModel]:
     """The runs' models, named after their folders.
 
@@ -130,7 +144,7 @@ def audited_models(
                 name=name,
                 model=loaded.model,
                 sha256=sha256_of(folder.checkpoints / f"{which}.safetensors") or "",
-                run=str(folder.path),
+                run=str(folder.path.resolve()),
                 checkpoint=which,
                 facts=loaded.settings.model_dump(mode="json"),
             )

@@ -13,7 +13,7 @@ noise outside the region; that is `released`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -82,7 +82,7 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
     protocols: ClassVar[Mapping[str, AuditSettings]] = {"paper": PAPER, "released": RELEASED}
 
     def units(self, subject: Subject) -> list[list[int]]:
-        """64 images each, in the order of the data set."""
+        """Some images each, in the order of the data set."""
         keys = SUBSET, subject.seed
         return units_in_order(len(subject.images), self.settings.images, *keys)
 
@@ -94,8 +94,7 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
     def measure(self, subject: Subject, positions: Sequence[int]) -> list[Row]:
         """One row for each image."""
         rows: list[Row] = []
-        for first in range(0, len(positions), subject.batch_size):
-            some = positions[first : first + subject.batch_size]
+        for some in subject.batches(positions):
             examined, among = self._examine(subject, some)
             rows += self._rows(subject, some, examined, among)
         return rows
@@ -140,31 +139,39 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
         """The images on which a prototype's place moved most, clean and attacked."""
         moved = [row for row in rows if not row["skipped"] and row["location_change"] > 0]
         moved.sort(key=lambda row: (-row["location_change"], -row["activation_before"]))
-        moved = moved[:_PICTURES]
         found: list[Picture] = []
         folder.mkdir(parents=True, exist_ok=True)
-        for first in range(0, len(moved), subject.batch_size):
-            some = moved[first : first + subject.batch_size]
-            positions = [row["image"] for row in some]
-            examined, _ = self._examine(subject, positions)
-            versions = {
-                "clean": (subject.load(positions), examined.before.maps),
-                "attacked": (examined.changed, examined.after.maps),
-            }
-            for n, row in enumerate(some):
-                files = {}
-                for version, (images, maps) in versions.items():
-                    size = (images.shape[2], images.shape[3])
-                    files[version] = f"{len(found) + 1:02d}-image-{row['image']}-{version}.png"
-                    shown = marked_png(
-                        images[n].clamp(0, 1),
-                        heatmap=upsample(maps[n], size),
-                        box=(row["x0"], row["y0"], row["x1"], row["y1"]),
-                    )
-                    write_atomically(folder / files[version], shown)
-                caption = _caption(row, subject.images.classes, self.settings)
-                found.append(Picture(files=files, caption=caption, image=row["name"]))
+        for some in subject.batches([row["image"] for row in moved[:_PICTURES]]):
+            found += self._pairs(subject, some, folder, len(found))
         return found
+
+    def _pairs(
+        self, subject: Subject, positions: Sequence[int], folder: Path, drawn: int
+    ) -> Iterator[Picture]:
+        """Draws images before and after the attack; `drawn` are there already.
+
+        In another batch than before the attack may go another way: what is told is what is shown.
+        """
+        examined, own = self._examine(subject, positions)
+        versions = {
+            "clean": (subject.load(positions), examined.before.maps),
+            "attacked": (examined.changed, examined.after.maps),
+        }
+        for n, row in enumerate(self._rows(subject, positions, examined, own)):
+            if row["skipped"]:
+                continue
+            files = {}
+            for version, (images, maps) in versions.items():
+                size = (images.shape[2], images.shape[3])
+                files[version] = f"{drawn + n + 1:02d}-image-{row['image']}-{version}.png"
+                shown = marked_png(
+                    images[n].clamp(0, 1),
+                    heatmap=upsample(maps[n], size),
+                    box=(row["x0"], row["y0"], row["x1"], row["y1"]),
+                )
+                write_atomically(folder / files[version], shown)
+            caption = _caption(row, subject.images.classes, self.settings)
+            yield Picture(files=files, caption=caption, image=row["name"])
 
     def _examine(self, subject: Subject, positions: Sequence[int]) -> tuple[Examined, Tensor]:
         """Before and after, and which prototypes belong to each image's class: bool [N, P]."""
@@ -239,8 +246,9 @@ class SpatialMisalignment(Audit[MisalignmentSettings]):
             row |= {key: None if reasons[n] else column[n] for key, column in values.items()}
             row["predicted"] = values["predicted"][n] if finite[n] else None
             row["predicted_after"] = values["predicted_after"][n] if finite_after[n] else None
-            row["remarks"] = " ".join(key for key, column in holds.items() if column[n])
-            if not reasons[n] and holds["undefined_activation_change"][n]:
+            said = [key for key, column in holds.items() if column[n] and not reasons[n]]
+            row["remarks"] = " ".join(said)
+            if holds["undefined_activation_change"][n]:
                 row["activation_change"] = None
             rows.append(row)
         return rows

@@ -29,7 +29,7 @@ class AuditedModel:
         model: Any prototype model, on the device to compute on. An audit leaves it as it was.
         sha256: Of the file its weights come from; empty for a model without, which is looked at
             itself.
-        run: The run folder it comes from, if any.
+        run: Absolute path of the run folder it comes from, if any.
         checkpoint: Which of the run's.
         facts: The run's settings as a nested mapping, if any.
     """

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 import torch
@@ -31,6 +31,17 @@ _DEFENCES = (
 )
 
 
+class Predicted(NamedTuple):
+    """What a model makes of the images as they are.
+
+    classes: int64 [n], the class that it names for each, on the CPU. computed: how many of them
+    were computed how; see `protofast.audits.computed`.
+    """
+
+    classes: Tensor
+    computed: dict[str, int]
+
+
 def audit_text(content: Mapping[str, Any]) -> str:
     """``audit.json``; its numbers are finite or null."""
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -39,7 +50,7 @@ def audit_text(content: Mapping[str, Any]) -> str:
 def describe_audit(
     models: Sequence[AuditedModel],
     identities: Sequence[str],
-    predictions: Sequence[Tensor],
+    predictions: Sequence[Predicted],
     images: ImageSet,
     seed: int,
 ) -> dict[str, Any]:
@@ -48,7 +59,7 @@ def describe_audit(
     Args:
         models: The audited models.
         identities: The SHA-256 of each one's checkpoint or weights.
-        predictions: int64 [n], the class that each names for every image.
+        predictions: What each names.
         images: The images.
         seed: Key of the random numbers.
     """
@@ -63,14 +74,13 @@ def describe_audit(
     }
 
 
-def settings_text(
-    models: Sequence[AuditedModel], audits: Sequence[Audit[Any]], seed: int, batch_size: int
-) -> str:
+def settings_text(models: Sequence[AuditedModel], audits: Sequence[Audit[Any]], seed: int) -> str:
     """``settings.toml``: what is audited, and how."""
     said = {
         "seed": seed,
-        "batch_size": batch_size,
-        "models": {each.name: {"run": each.run, "checkpoint": each.checkpoint} for each in models},
+        "models": {
+            each.name: {"run": _unicode(each.run), "checkpoint": each.checkpoint} for each in models
+        },
         "audits": [
             {"audit": each.name, **each.settings.model_dump(mode="json", exclude_none=True)}
             for each in audits
@@ -114,7 +124,9 @@ def version() -> str | None:
 def sources_checksum() -> str:
     """SHA-256 of the sources that rows come from, so that those of older code are not kept."""
     package = Path(__file__).parents[1]
-    files = [*package.glob("audits/*.py"), *package.glob("attacks/*.py"), package / "heatmaps.py"]
+    others = ("heatmaps.py", "data/jpeg.py", "data/randomness.py")
+    files = [*package.glob("audits/*.py"), *package.glob("attacks/*.py")]
+    files += [package / name for name in others]
     said = hashlib.sha256()
     for file in sorted(files):
         said.update(f"{file.relative_to(package)};".encode())
@@ -122,11 +134,16 @@ def sources_checksum() -> str:
     return said.hexdigest()
 
 
+def _unicode(path: str) -> str:
+    """A path with escapes for the bytes of other encodings, which TOML cannot hold."""
+    return path.encode(errors="backslashreplace").decode()
+
+
 def _model(
-    audited: AuditedModel, identity: str, predictions: Tensor, images: ImageSet
+    audited: AuditedModel, identity: str, predictions: Predicted, images: ImageSet
 ) -> dict[str, Any]:
     described = audited.facts.get("model", {})
-    right = int((predictions == images.labels).sum())
+    right = int((predictions.classes == images.labels).sum())
     return {
         "name": audited.name,
         "run": audited.run or None,
@@ -137,6 +154,7 @@ def _model(
         "metric": described.get("metric"),
         "similarity": described.get("similarity"),
         "accuracy": right / len(images),
+        "computed": predictions.computed,
         "settings": dict(audited.facts),
         "defences": defences(audited.facts),
     }

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from protofast.audits import Audit, AuditResult, run_audits
+from protofast.audits.computed import images_at_once
 from protofast.audits.files import AuditFolder
 from protofast.audits.runs import audited_models, run_names, shared_data
 from protofast.cli.console import (
@@ -33,6 +34,7 @@ from protofast.cli.console import (
     print_table,
     print_warning,
 )
+from protofast.cli.errors import AuditMemoryError, is_out_of_memory
 from protofast.cli.images import keep_out_of_data
 from protofast.cli.runs import open_run, read_test_images
 from protofast.errors import SettingsError
@@ -59,6 +61,8 @@ def audit_and_report(
     seed: int,
     device: torch.device,
     again: str,
+    batch_size: int | None = None,
+    in_batches: Callable[[int], str] | None = None,
     replace: bool = False,
 ) -> int:
     """Audit runs, print the numbers and write the report; the exit code.
@@ -71,10 +75,13 @@ def audit_and_report(
         seed: Key of the random numbers.
         device: Where to compute.
         again: The command that goes on with an interrupted audit.
+        batch_size: Images that go through a model at once, at most; None for the device's number.
+        in_batches: The command that goes on in batches of so many images.
         replace: Whether numbers of other audits, models or seeds may be replaced in `out`.
 
     Raises:
         SettingsError: `out` is among the images, or holds numbers that would be lost.
+        AuditMemoryError: There is too little memory.
     """
     started = time.monotonic()
     folders = [open_run(run, checkpoint) for run in runs]
@@ -88,12 +95,27 @@ def audit_and_report(
             folders, images, checkpoint=checkpoint, device=device, warn=print_warning
         )
         with _bar() as tell:
-            result = run_audits(models, images, audits, out, seed=seed, progress=tell)
+            result = run_audits(
+                models,
+                images,
+                audits,
+                out,
+                seed=seed,
+                batch_size=batch_size,
+                progress=tell,
+                warn=print_warning,
+            )
         with AuditFolder.open(out).lock():
             report = write_audit_report(out)
     except KeyboardInterrupt:
         print_note(f"interrupted; what is done is kept; go on with: {again}")
         return EXIT_INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise AuditMemoryError(
+            error, _smaller(images_at_once(device, batch_size), in_batches)
+        ) from error
     print_note(f"audited in {duration(time.monotonic() - started)}")
     _print_numbers(result)
     print_path("numbers", out / "audit.json")
@@ -101,6 +123,15 @@ def audit_and_report(
     for text in report.problems:
         print_error(f"{out}: {text}")
     return EXIT_FAILED if report.problems else 0
+
+
+def _smaller(images: int, in_batches: Callable[[int], str] | None) -> str:
+    """What to do where so many images at once took too much memory."""
+    if in_batches is None:
+        return "use smaller batches (protofast audit --batch-size)"
+    if images == 1:
+        return "one image at a time is too much already: use another device, or a smaller model"
+    return f"go on in smaller batches with: {in_batches(images // 2)}"
 
 
 def _keep_out_of_data(out: Path, folders: Sequence[RunFolder]) -> None:

@@ -30,6 +30,15 @@ class UnfinishedRunError(ProtofastError):
         super().__init__(f"{line}; {remedy}: {again}")
 
 
+class AuditMemoryError(ProtofastError):
+    """An audit ran out of memory; the message says how it goes on with less."""
+
+    def __init__(self, error: BaseException, smaller: str) -> None:
+        super().__init__(
+            f"out of memory ({_first_sentence(error)}); what is done is kept; {smaller}"
+        )
+
+
 def resume_command(folder: Path) -> str:
     """What to type to go on with a run."""
     return command_line("train", "--resume", folder)
@@ -39,7 +48,7 @@ def is_expected(error: BaseException) -> bool:
     """Whether an error is one that a user can act on, rather than a mistake in protofast."""
     if isinstance(error, ProtofastError | OSError | ImportError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _is_out_of_memory(error)
+    return is_out_of_memory(error)
 
 
 def exit_code(error: BaseException) -> int:
@@ -49,9 +58,7 @@ def exit_code(error: BaseException) -> int:
 
 def one_line(error: BaseException) -> str:
     """The error as one line: what went wrong, with which file, and what to do."""
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _is_out_of_memory(error)
-    ):
+    if is_out_of_memory(error):
         return (
             f"out of memory ({_first_sentence(error)}); use smaller batches or images "
             "(training.batch_size, training.test_batch_size, data.size)"
@@ -64,6 +71,16 @@ def one_line(error: BaseException) -> str:
     return line
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, be it that of a GPU."""
+    if isinstance(error, MemoryError):
+        return True
+    # torch.OutOfMemoryError on a GPU; on the CPU a RuntimeError like any other.
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )
+
+
 def may_go_on(error: BaseException) -> bool:
     """Whether a run that stopped with this error can go on once the cause is mended."""
     return isinstance(error, OSError | DataError)
@@ -73,11 +90,6 @@ def _plain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # torch.OutOfMemoryError on a GPU; on the CPU a RuntimeError like any other.
-    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 def _first_sentence(error: BaseException) -> str:

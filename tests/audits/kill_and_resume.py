@@ -41,7 +41,7 @@ def start(models: list[AuditedModel], images: ImageSet, out: Path) -> int:
             Noting(DimmingSettings(protocol="released", unit=1, images=8)),
             RobustAccuracy(RobustAccuracySettings(steps=1, images=8)),
         ]
-        return run_audits(models, images, audits, out).finished
+        return run_audits(models, images, audits, out, batch_size=1).finished
 
     return attempt(work)
 

@@ -295,10 +295,10 @@ def test_files_are_compressed_before_they_are_resized(tmp_path: Path) -> None:
 
 def test_neither_batch_nor_unit_changes_a_row() -> None:
     images = noise(70)
-    whole = subject(artefact_detector(), images, facts=ODD)
+    whole = subject(artefact_detector(), images, facts=ODD, batch_size=70)
     units = paper().units(whole)
-    assert [len(unit) for unit in units] == [64, 6]
-    rows, _ = run(paper(), whole)
+    assert [len(unit) for unit in units] == [16, 16, 16, 16, 6]
+    rows = paper().measure(whole, range(70))
     assert [row["image"] for row in rows] == list(range(70))
     small = subject(artefact_detector(), images, facts=ODD, batch_size=7)
     again = [row for position in range(70) for row in paper().measure(small, [position])]
@@ -318,7 +318,7 @@ def test_a_random_subset() -> None:
     assert len(set(drawn(0))) == 8
     assert drawn(0) == sorted(drawn(0)) == drawn(0) != drawn(1)
     on = subject(artefact_detector(), noise(20))
-    assert paper(images=50).units(on) == [list(range(20))]
+    assert paper(images=50).units(on) == [list(range(16)), list(range(16, 20))]
 
 
 def test_ties_flat_and_negative_similarities_are_counted() -> None:

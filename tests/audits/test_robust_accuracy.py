@@ -108,7 +108,7 @@ def test_a_subset_is_seeded_and_units_do_not_depend_on_the_batch_size():
     levels = list(range(200))
     audit = RobustAccuracy(RobustAccuracySettings(images=70))
     units = audit.units(subject_of(levels, [0] * 200, batch_size=7))
-    assert [len(unit) for unit in units] == [64, 6]
+    assert [len(unit) for unit in units] == [16, 16, 16, 16, 6]
     assert len({position for unit in units for position in unit}) == 70
     assert units == audit.units(subject_of(levels, [0] * 200, batch_size=64))
     assert units != audit.units(subject_of(levels, [0] * 200, seed=1))

@@ -15,7 +15,7 @@ import torch
 from dimming import CLASSES, PER_CLASS, SIZE, Counting, DimmingSettings, small_birds, small_model
 
 from protofast.audits import AuditedModel, AuditResult, run_audits
-from protofast.audits.files import AuditFolder, fingerprint, table_text
+from protofast.audits.files import AuditFolder, Unit, fingerprint, table_text
 from protofast.data import ImageSet, MemoryImageSet
 from protofast.errors import DataError, RunFolderError
 from protofast.files import locked
@@ -55,7 +55,8 @@ def run(birds: ImageSet, models: list[AuditedModel], tmp_path: Path) -> Run:
         )
         whose, images = changes.pop("models", models), changes.pop("images", birds)
         out = changes.pop("out", tmp_path / "audit")
-        return run_audits(whose, images, [audit], out, **changes), audit
+        usual = {"batch_size": 4, "warn": lambda said: None}
+        return run_audits(whose, images, [audit], out, **usual | changes), audit
 
     return go
 
@@ -66,7 +67,7 @@ def whole(
 ) -> Path:
     """An audit folder that was never interrupted."""
     out = tmp_path_factory.mktemp("whole") / "audit"
-    return run_audits(models, birds, [Counting(DimmingSettings())], out).folder
+    return run_audits(models, birds, [Counting(DimmingSettings())], out, batch_size=4).folder
 
 
 @pytest.fixture
@@ -156,12 +157,6 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
         assert (result.folder / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_long_units_are_cut_on_a_cpu(run: Run) -> None:
-    _, audit = run(settings=DimmingSettings(unit=IMAGES))
-    assert [len(unit) for unit in audit.measured] == [16, IMAGES - 16] * 2
-    assert sorted([*audit.measured[0], *audit.measured[1]]) == list(range(IMAGES))
-
-
 def test_asked_to_stop(run: Run) -> None:
     asked = iter([False] * 5 + [True])
     result, audit = run(stop=lambda: next(asked))
@@ -196,7 +191,6 @@ def test_progress_grows_to_its_end(run: Run) -> None:
     "change",
     [
         {"seed": 1},
-        {"batch_size": 3},
         {"settings": DimmingSettings(brightness=0.75)},
         {"settings": DimmingSettings(protocol="released")},
     ],
@@ -369,7 +363,7 @@ def test_an_audit_killed_before_its_settings_goes_on(run: Run, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"batch_size": 3}, {"settings": DimmingSettings(brightness=0.75)}],
+    [{"seed": 1}, {"settings": DimmingSettings(brightness=0.75)}],
     ids=lambda change: next(iter(change)),
 )
 def test_numbers_do_not_outlive_what_they_were_made_from(
@@ -486,6 +480,30 @@ def test_a_picture_that_was_not_drawn_is_a_mistake(tmp_path: Path) -> None:
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
+def test_pictures_are_on_the_disk_before_they_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protofast.audits import Picture
+
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def draw(folder: Path) -> list[Picture]:
+        (folder / "a.png").write_bytes(b"drawn by an audit of somebody's own")
+        return [Picture(files={"clean": "a.png"}, caption="")]
+
+    folder = AuditFolder.open(tmp_path / "audit")
+    monkeypatch.setattr(os, "fsync", noted)
+    folder.pictures("a/dimming-paper", "mark", draw)
+    listed = next(at for at, name in enumerate(synced) if name.startswith(".pictures.json."))
+    assert "a.png" in synced[:listed]
+    assert synced[-3:] == ["a", "pictures", "audit"]
+
+
 def test_fingerprints_tell_values_apart() -> None:
     same = fingerprint({"a": 1, "b": [1.5, None]})
     assert fingerprint({"b": (1.5, float("nan")), "a": 1}) == same
@@ -502,7 +520,10 @@ def test_tables_hold_what_rows_hold() -> None:
 def test_units_are_on_the_disk_as_they_are_given_back(tmp_path: Path) -> None:
     folder = AuditFolder.open(tmp_path / "audit")
     given = [{"image": 0, "value": float("nan"), "place": (1, 2), "third": 1 / 3}]
-    fresh = folder.write_unit("a/b-paper", 0, "mark", given, 1.23456)
+    assert not folder.has_unit("a/b-paper", 0)
+    fresh = folder.write_unit("a/b-paper", 0, "mark", Unit(given, 1, "by hand", 1.23456))
+    assert fresh[1:] == (1, "by hand", 1.235)
+    assert folder.has_unit("a/b-paper", 0)
     assert fresh == folder.read_unit("a/b-paper", 0, "mark")
     assert fresh.rows == [{"image": 0, "value": None, "place": [1, 2], "third": 1 / 3}]
     assert folder.read_unit("a/b-paper", 0, "other") is None

@@ -120,11 +120,11 @@ def test_units_are_fixed_and_a_subset_is_drawn_by_the_seed():
     model = network(cells(), torch.eye(3), [0, 1, 2])
     many = subject(model, patchwork(150), [n % 3 for n in range(150)], batch_size=7)
     units = SpatialMisalignment(PAPER).units(many)
-    assert [len(unit) for unit in units] == [64, 64, 22]
+    assert [len(unit) for unit in units] == [16] * 9 + [6]
     assert [position for unit in units for position in unit] == list(range(150))
     some = SpatialMisalignment(PAPER.model_copy(update={"images": 70}))
     units = some.units(many)
-    assert [len(unit) for unit in units] == [64, 6]
+    assert [len(unit) for unit in units] == [16] * 4 + [6]
     drawn = [position for unit in units for position in unit]
     assert drawn == sorted(set(drawn))
     assert some.units(many) == units

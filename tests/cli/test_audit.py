@@ -290,19 +290,20 @@ def test_images_that_changed_since_the_training(place: Place) -> None:
 def test_interrupted_and_gone_on_with(place: Place, tmp_path: Path) -> None:
     options = ("--audit", "robust_accuracy", "--set", "robust_accuracy.restarts=100000")
     out = tmp_path / "an audit"
-    process = start("audit", place.run, *options, "--out", out, "--threads", "1")
+    same = ("--out", out, "--threads", "1", "--batch-size", "3")
+    process = start("audit", place.run, *options, *same)
     until(process, (out / "units" / "run" / "predictions" / "0000.json").exists)
     process.send_signal(signal.SIGTERM)  # as Ctrl-C, see app.py
     answer = wait(process)
     assert answer.code == 130
     assert answer.err == ""
     again = f"protofast audit {place.run} --audit robust_accuracy --set " + (
-        f"robust_accuracy.restarts=100000 --out '{out}' --threads 1"
+        f"robust_accuracy.restarts=100000 --out '{out}' --threads 1 --batch-size 3"
     )
     assert answer.out.splitlines()[-1] == f"interrupted; what is done is kept; go on with: {again}"
     assert not list(out.rglob("*.tmp"))
     before = _units(out)
-    command("audit", place.run, *FEW, "--out", out, "--threads", "1").done()
+    command("audit", place.run, *FEW, *same).done()
     assert before.items() <= _units(out).items(), "the predictions are not made again"
 
 
@@ -329,4 +330,28 @@ def test_a_full_disk(place: Place, small_disk: Path) -> None:
     assert "No space left on device; free some space and run the command again" in answer.error
     assert _units(out) == units
     (small_disk / "filler").unlink()
-    command("audit", place.run, *options).done()
+    answer = command("audit", place.run, *options)
+    assert answer.code == 0
+    assert "of other weights, images, settings, code or versions (1 unit) is comp" in answer.err
+
+
+def test_a_run_is_the_same_however_it_is_typed(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.run)
+    typed = (place.run, ".", "../run/", "../run/checkpoints/..")
+    for number, run in enumerate(typed):
+        command("audit", run, *FEW, "--out", tmp_path / str(number)).done()
+        for name in ("settings.toml", "tables/run-robust_accuracy-paper.csv"):
+            expected = (tmp_path / "0" / name).read_bytes()
+            assert (tmp_path / str(number) / name).read_bytes() == expected
+        assert _timeless(tmp_path / str(number)) == _timeless(tmp_path / "0")
+
+
+def test_a_folder_whose_name_is_no_utf8(place: Place, tmp_path: Path) -> None:
+    run = tmp_path / "caf\udce9"
+    shutil.copytree(place.run, run)
+    for _ in range(2):
+        assert f"numbers: {tmp_path}/caf\\udce9/audits/paper" in command("audit", run, *FEW).done()
+    said = json.loads((run / "audits" / "paper" / "audit.json").read_text())
+    assert said["models"][0]["run"] == str(run)

@@ -49,6 +49,7 @@ class Workshop:
 
     def __init__(self, stop_after=None):
         self.did = []
+        self.warnings = []
         self.stop_after = stop_after
 
     def train(self, settings, path, there):
@@ -62,7 +63,8 @@ class Workshop:
         self.did.append(f"audit {path.name}")
         if self.stop_after == len(self.did):
             return 130
-        audit_runs(runs, plan.build(), path, checkpoint="latest", seed=seed)
+        options = {"checkpoint": "latest", "seed": seed, "warn": self.warnings.append}
+        audit_runs(runs, plan.build(), path, **options)
         write_audit_report(path)
         return 0
 
@@ -165,6 +167,8 @@ def test_a_model_whose_start_was_trained_anew_is_not_done(finished, tmp_path):
     shutil.rmtree(grid.run("aligned", 0))
     assert workshop.carry_out(grid) == 0
     assert workshop.did == ["train aligned-0", "audit accuracy-0"]
+    (said,) = workshop.warnings
+    assert "accuracy-0: finished work of other weights" in said
     assert all(grid.done(cell) for cell in grid.cells())
 
 
