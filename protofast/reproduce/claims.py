@@ -25,7 +25,8 @@ class Direction:
         says: In words.
         audit: Which audit measures it, or `ALL_IMAGES`.
         sides: The numbers that decide it.
-        holds: Whether it is so, given the numbers in this order.
+        holds: Whether it is so, given the numbers in this order; None where they leave nothing to
+            lower.
         unit: Of the numbers.
         of_defence: Whether it says what a defence does. Then a defended model that went on from
             ``standard`` is compared with ``longer``, which did so without a defence, for what more
@@ -36,7 +37,7 @@ class Direction:
     says: str
     audit: str
     sides: tuple[Side, ...]
-    holds: Callable[..., bool]
+    holds: Callable[..., bool | None]
     unit: str = ""
     of_defence: bool = False
 
@@ -143,7 +144,9 @@ HEAD_ON_STOMACH = Experiment(
             "it succeeds on at most half as many of the adversarially trained one",
             "head_on_stomach",
             (("standard", "success_rate"), ("adversarial", "success_rate")),
-            lambda standard, adversarial: adversarial <= standard / 2,
+            lambda standard, adversarial: (
+                None if standard == adversarial == 0 else adversarial <= standard / 2
+            ),
             "%",
             of_defence=True,
         ),
@@ -356,7 +359,7 @@ ALIGNED = Experiment(
                 f"alignment and masking lower {name}",
                 "spatial_misalignment",
                 (("standard", key), ("aligned", key)),
-                lambda standard, aligned: aligned < standard,
+                lambda standard, aligned: None if standard == aligned == 0 else aligned < standard,
                 unit,
                 of_defence=True,
             )

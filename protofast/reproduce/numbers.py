@@ -85,6 +85,7 @@ class Outcome:
         sides: The numbers that decided it.
         held: Seeds in which it holds.
         seeds: Seeds in which all its numbers were measured.
+        idle: Those of them in which there was nothing to lower.
         numbers: Their means over these seeds.
     """
 
@@ -93,6 +94,7 @@ class Outcome:
     sides: tuple[Side, ...]
     held: int
     seeds: int
+    idle: int
     numbers: tuple[float, ...]
 
 
@@ -104,9 +106,10 @@ def outcomes(direction: Direction, results: Results) -> list[Outcome]:
         values = [results.at(direction.audit, protocol, side) for side in sides]
         seeds = sorted(set.intersection(*(set(each) for each in values)))
         if seeds:
-            held = sum(bool(direction.holds(*(each[seed] for each in values))) for seed in seeds)
+            verdicts = [direction.holds(*(each[seed] for each in values)) for seed in seeds]
+            held, idle = verdicts.count(True), verdicts.count(None)
             means = tuple(fmean(each[seed] for seed in seeds) for each in values)
-            found.append(Outcome(direction, protocol, sides, held, len(seeds), means))
+            found.append(Outcome(direction, protocol, sides, held, len(seeds), idle, means))
     return found
 
 

@@ -14,7 +14,7 @@ from protofast.report.published import PublishedTable
 from protofast.reproduce.claims import EXPERIMENTS, Experiment
 from protofast.reproduce.grid import Grid
 from protofast.reproduce.numbers import Outcome, Results, gather, outcomes, short, spread
-from protofast.reproduce.plan import is_place, plans
+from protofast.reproduce.plan import Plan, Variant, is_place, plans
 
 Found = Sequence[tuple[Grid, Results]]
 
@@ -75,8 +75,7 @@ def _what_was_run(found: Found) -> Iterator[str]:
             name,
             f"`{variant.start}`" if variant.start else "-",
             ", ".join(f"`{Path(part).name}`" for part in variant.parts) or "-",
-            ", ".join(f"`{said}`" for said in (*grid.plan.set, *variant.set) if not is_place(said))
-            or "-",
+            ", ".join(f"`{said}`" for said in _set(grid.plan, variant)) or "-",
         ]
         for grid, _ in found
         for name, variant in grid.plan.models.items()
@@ -84,6 +83,12 @@ def _what_was_run(found: Found) -> Iterator[str]:
     heads = ["data", "model", "goes on from", "recipe parts (`--with`)", "settings (`--set`)"]
     yield _table(heads, rows)
     yield from (f"*{_of(grid)}:* {note}\n" for grid, _ in found for note in grid.plan.notes)
+
+
+def _set(plan: Plan, variant: Variant) -> list[str]:
+    """A model's settings but for places; of several of one key the last, which counts."""
+    by_key = {said.partition("=")[0].strip(): said for said in (*plan.set, *variant.set)}
+    return [said for said in by_key.values() if not is_place(said)]
 
 
 def _in_short(found: Found) -> Iterator[str]:
@@ -105,12 +110,16 @@ def _in_short(found: Found) -> Iterator[str]:
 def _said(outcome: Outcome) -> list[str]:
     """Protocol, verdict and numbers."""
     seeds = "1 seed" if outcome.seeds == 1 else f"{outcome.seeds} seeds"
-    if outcome.held == outcome.seeds:
+    if outcome.idle == outcome.seeds:
+        verdict = f"nothing to lower ({seeds})"
+    elif outcome.held == outcome.seeds:
         verdict = f"yes ({seeds})"
     elif outcome.held == 0:
         verdict = f"**no** ({seeds})"
     else:
         verdict = f"**in {outcome.held} of {seeds}**"
+    if 0 < outcome.idle < outcome.seeds:
+        verdict += f", nothing to lower in {outcome.idle}"
     unit = f" {outcome.direction.unit}" if outcome.direction.unit else ""
     return [
         f"`{outcome.protocol}`" if outcome.protocol else "-",
@@ -133,7 +142,8 @@ def _remarks(found: Found) -> Iterator[str]:
         for experiment in EXPERIMENTS:
             for direction in experiment.directions:
                 remark = grid.plan.remarks.get(direction.key)
-                if remark and any(each.held < each.seeds for each in outcomes(direction, results)):
+                found_out = outcomes(direction, results)
+                if remark and any(each.held + each.idle < each.seeds for each in found_out):
                     yield f"*{_of(grid)}, {direction.says}:* {remark}\n"
 
 

@@ -118,6 +118,17 @@ def test_where_images_lie_is_nobodys_business(tmp_path):
     assert str(tmp_path) not in page
 
 
+def test_of_two_settings_of_one_key_the_one_that_counts_is_told(tmp_path):
+    text = PLAN.replace("seeds = [0, 1]", 'seeds = [0]\nset = ["data.size=64", "model.depth=8"]')
+    text = text.replace('parts = ["jpeg"]', 'parts = ["jpeg"]\nset = ["data.size=96"]')
+    (tmp_path / "plan.toml").write_text(text)
+    grid = Grid(load_plan(tmp_path / "plan.toml"), tmp_path / "grid")
+    assert grid.plan.settings("jpeg", 0).data.size == 96
+    page = page_text([grid])
+    assert "| birds2 | jpeg | - | `jpeg` | `data.size=96`, `model.depth=8` |" in page
+    assert "| birds2 | standard | - | - | `data.size=64`, `model.depth=8` |" in page
+
+
 def test_published_numbers_stand_beside_ours(grid):
     put(grid, "head-on-stomach", 0, success(98.0, 30.0, "released"))
     put(grid, "head-on-stomach", 1, success(96.0, 34.0, "released"))
@@ -141,6 +152,16 @@ def test_directions_are_judged_seed_by_seed_and_protocol_by_protocol(grid):
     assert "| **in 1 of 2 seeds** | standard: 97.0 %; adversarial: 45.0 % |" in paper
     assert "| **no** (2 seeds) | standard: 65.0 %; adversarial: 59.5 % |" in released
     assert "too small to learn from attacked images" in text
+
+
+def test_where_nothing_succeeds_there_is_nothing_to_lower(grid):
+    put(grid, "head-on-stomach", 0, {**success(0.0, 0.0), **success(0.0, 0.0, "released")})
+    put(grid, "head-on-stomach", 1, {**success(0.0, 0.0), **success(40.0, 2.0, "released")})
+    paper, released = lines(page_text([grid]), "| birds2 | it succeeds on at most half")
+    assert "| `paper` | nothing to lower (2 seeds) | standard: 0 %; adversarial: 0 % |" in paper
+    assert "| `released` | **in 1 of 2 seeds**, nothing to lower in 1 |" in released
+    (experiment,) = [each for each in EXPERIMENTS if "Table 3 and appendix" in each.title]
+    assert experiment.directions[1].holds(0, 2) is False, "it rose"
 
 
 def test_a_remark_is_silent_where_the_direction_holds(grid):
