@@ -27,6 +27,7 @@ from protofast.ops import (
     masked_view,
     mean_distance,
     nearest_patch,
+    nearest_patch_within,
     nearest_patches,
     reference,
     reference_masked_view,
@@ -271,6 +272,16 @@ def _nearest_patch_gradients(features: Tensor, prototypes: Tensor) -> Iterator[_
         yield from zip(got, expected, strict=True)
 
 
+def _nearest_patch_within_results(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
+    wide = features.detach().double(), prototypes.detach().double()
+    for metric in dict(_PAIRS):
+        _, distances, locations = reference.nearest_patch(*wide, metric, "linear", 1e-4)
+        limits = distances[1] + 1e-3 * distances[1].abs()
+        near = distances <= limits
+        got = nearest_patch_within(features, prototypes, limits, metric=metric)
+        yield from zip(got, (*near.nonzero().t(), distances[near], locations[near]), strict=True)
+
+
 def _nearest_patches_results(features: Tensor, prototypes: Tensor) -> Iterator[_Result]:
     wide = features.detach().double(), prototypes.detach().double()
     for metric, kind in _PAIRS:
@@ -333,6 +344,7 @@ def _masked_view_gradients(features: Tensor, prototypes: Tensor) -> Iterator[_Re
 _CHECKS: dict[str, _Results] = {
     "nearest_patch": _nearest_patch_results,
     "nearest_patch_backward": _nearest_patch_gradients,
+    "nearest_patch_within": _nearest_patch_within_results,
     "nearest_patches": _nearest_patches_results,
     "dot_and_cosine": _dot_and_cosine_results,
     "distance_map": _distance_map_results,

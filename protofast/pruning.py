@@ -9,6 +9,7 @@ from torch import Tensor
 
 from protofast.errors import SettingsError
 from protofast.models.protocol import PrototypeModel
+from protofast.ops.nearest_patch_within import NearPairs, pairs_within
 from protofast.scan import (
     NO_IMAGE,
     LabelledImages,
@@ -89,9 +90,9 @@ def nearest_images(
         nearest = _Nearest(model.num_prototypes, k, device)
         not_finite = torch.full((), NO_IMAGE, device=device)
         for batch in scan(model, batches, progress):
-            found = model.nearest_patch(batch.features)
-            nearest.offer(batch, found.distances, found.locations, classes)
-            not_finite = torch.minimum(not_finite, first_not_finite(batch, found.distances))
+            near = _near_enough(batch, nearest, classes)
+            nearest.offer(batch, near)
+            not_finite = torch.minimum(not_finite, _first_not_finite(batch, near))
         raise_if_not_finite(gather_ranks(not_finite).amin(), batches)
         overall = _Nearest(model.num_prototypes, k, device)
         for table in gather_ranks(nearest.table()):
@@ -150,52 +151,59 @@ def prune_prototypes(
     return Pruning(keep, (~stays).nonzero()[:, 0], counts, nearest, tuple(empty))
 
 
+def _near_enough(batch: Scanned, nearest: "_Nearest", only: Tensor | None) -> NearPairs:
+    """The images of a batch that may be among the nearest, and all that are not finite.
+
+    Args:
+        batch: one batch.
+        nearest: those so far.
+        only: int64 [P], the one class whose images each prototype may have; None: any.
+    """
+    if only is not None:
+        chosen = (only.unsqueeze(1) == batch.labels).any(dim=1)  # [P]
+        limits = torch.where(chosen, nearest.limits, -torch.inf)
+        near = batch.model.nearest_patch_within(batch.features, limits)
+        own = batch.labels[near.images] == only[near.prototypes]
+        own |= ~near.distances.isfinite()
+        return NearPairs(*(column[own] for column in near))
+    if nearest.is_empty and len(batch.index) >= nearest.k:
+        # Nearer than the k-th of this batch at least: else all of it would be noted.
+        found = batch.model.nearest_patch(batch.features)
+        bound = found.distances.topk(nearest.k, dim=0, largest=False).values[-1]
+        return pairs_within(found, bound.to(torch.float64))
+    return batch.model.nearest_patch_within(batch.features, nearest.limits)
+
+
 class _Nearest:
     """The k nearest images of each prototype so far, as rows (distance, image, label, location).
 
     An image is noted for a prototype only if it is no farther than the k-th so far, which soon
     holds for few; the notes are sorted in when there are many. Rows are float64 on the model's
     device.
+
+    Attributes:
+        k: how many.
+        is_empty: whether nothing has been offered yet.
+        limits: float64 [P], how far an image may be to be noted; infinite before k are known.
     """
 
     def __init__(self, prototypes: int, k: int, device: torch.device) -> None:
         nothing = torch.tensor([torch.inf, -1, -1, -1], dtype=torch.float64, device=device)
+        self.k = k
+        self.is_empty = True
         self._table = nothing.repeat(prototypes, k, 1)
+        self.limits = self._table[:, -1, 0].clone()
         self._notes: list[Tensor] = []  # each [M, 5]: the prototype, and a row of the table
         self._noted = 0
-        self._seen = False
-        self._enough = 4 * self._table.shape[0] * k
+        self._enough = 0  # at first: the sooner there are limits, the better
 
-    def offer(
-        self, batch: Scanned, distances: Tensor, locations: Tensor, only: Tensor | None
-    ) -> None:
-        """Look at the images of one batch.
-
-        Args:
-            batch: whose labels and positions are taken.
-            distances: [N, P].
-            locations: [N, P] int64.
-            only: int64 [P], the one class whose images each prototype may have; None: any.
-        """
-        if only is not None:
-            own = batch.labels.unsqueeze(1) == only
-            distances = torch.where(own, distances, torch.inf)
-        bound = self._table[:, -1, 0].to(distances.dtype)  # [P]
-        k = self._table.shape[1]
-        if not self._seen and len(distances) >= k:  # else all of the first batch would be noted
-            bound = distances.topk(k, dim=0, largest=False).values[-1]
-        self._seen = True
-        # Nothing infinite passes, and no NaN.
-        near = distances <= bound.clamp(max=torch.finfo(distances.dtype).max)
-        images, prototypes = near.nonzero(as_tuple=True)  # [M]
-        columns = (
-            prototypes,
-            distances[images, prototypes],
-            batch.index[images],
-            batch.labels[images],
-            locations[images, prototypes],
-        )
+    def offer(self, batch: Scanned, near: NearPairs) -> None:
+        """Note what was found in one batch; what is not finite is passed over."""
+        finite = near.distances.isfinite().nonzero()[:, 0]
+        images, prototypes, distances, locations = (column[finite] for column in near)  # [M]
+        columns = prototypes, distances, batch.index[images], batch.labels[images], locations
         self._note(torch.stack([column.to(torch.float64) for column in columns], dim=1))
+        self.is_empty = False
 
     def add(self, table: Tensor) -> None:
         """Look at what was found elsewhere, [P, k, 4]."""
@@ -227,6 +235,17 @@ class _Nearest:
         rank = torch.arange(len(rows), device=rows.device) - first[prototypes]
         kept = rank < k  # of every prototype k rows, those of the table among them
         self._table[prototypes[kept], rank[kept]] = rows[kept, 1:]
+        self.limits = self._table[:, -1, 0].clone()
+        self._enough = 4 * count * k
+
+
+def _first_not_finite(batch: Scanned, near: NearPairs) -> Tensor:
+    """Position [] of the first image with NaN or infinity in features or distances, or NO_IMAGE."""
+    positions = batch.index[near.images]
+    positions = torch.where(near.distances.isfinite(), NO_IMAGE, positions)
+    none = positions.new_full((1,), NO_IMAGE)
+    none_near = near.distances.new_empty((len(batch.index), 0))
+    return torch.minimum(torch.cat([positions, none]).amin(), first_not_finite(batch, none_near))
 
 
 def _numbered(table: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"models", "ops"},
     "scan": {"models"},
     "projection": {"models", "scan"},
-    "pruning": {"models", "scan"},
+    "pruning": {"models", "ops", "scan"},
     "data": {"files"},
     "evaluation": {"models", "data", "files", "scan"},
     "training": {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from features_as_images import batches_of, model_on_features
 
+from protofast import ProtoPNet
 from protofast.errors import DataError, SettingsError
 from protofast.pruning import nearest_images, prune_prototypes
 
@@ -77,6 +78,64 @@ def test_ties_go_to_the_earliest_images(batch_size):
     assert nearest.images.tolist() == [[row[1] for row in rows[:5]] for rows in expected]
     assert nearest.locations.tolist() == [[row[3] for row in rows[:5]] for rows in expected]
     assert nearest.distances.tolist() == [[row[0] for row in rows[:5]] for rows in expected]
+
+
+class OwnRule(ProtoPNet):
+    """Finds by a rule of its own, so that no pair can be left out before it is asked."""
+
+    asked = 0
+
+    def nearest_patch(self, features, chosen=None):
+        self.asked += 1
+        return super().nearest_patch(features, chosen)
+
+
+@pytest.mark.parametrize("metric", ["squared_l2", "l2", "dot"])
+@pytest.mark.parametrize("batch_size", [3, 25])
+@pytest.mark.parametrize("order", ["of classes", "shuffled"])
+@pytest.mark.parametrize("own_class_only", [False, True])
+def test_leaving_out_what_is_too_far_changes_nothing(metric, batch_size, order, own_class_only):
+    generator = torch.Generator().manual_seed(6)
+    labels = torch.arange(150) // 15
+    means = torch.rand(10, 40, generator=generator)
+    drawn = torch.rand(150, 40, 3, 3, generator=generator)
+    features = (drawn + means[labels, :, None, None]) / 2
+    prototypes = (torch.rand(60, 40, generator=generator) + means[torch.arange(60) // 6]) / 2
+    prototypes[::2] = features[5 * torch.arange(30), :, 1, 2]  # projected
+    features[140] = features[3]  # equal images, of which the earlier counts
+    rows = torch.randperm(150, generator=generator) if order == "shuffled" else None
+    model = model_on_features(10, 6, 40, prototypes=prototypes, metric=metric, similarity="linear")
+    batches = batches_of(features, labels, batch_size, rows)
+    found = nearest_images(model, batches, k=4, own_class_only=own_class_only)
+    model.__class__ = OwnRule
+    expected = nearest_images(model, batches, k=4, own_class_only=own_class_only)
+    assert model.asked == len(batches)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_frozen_layer_that_is_out_of_date_is_still_an_error(case):
+    model, features, labels = case
+    model.eval().prototype_layer.freeze()
+    expected = nearest_images(model, batches_of(features, labels, 7), k=3)
+    model.prototype_layer.unfreeze()
+    found = nearest_images(model, batches_of(features, labels, 7), k=3)
+    assert torch.equal(found.distances, expected.distances)
+    model.prototype_layer.freeze()
+    model.prototypes.data[0] += 1
+    with pytest.raises(RuntimeError, match="changed since they were packed"):
+        nearest_images(model, batches_of(features, labels, 7), k=3)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, 1e30])
+def test_images_that_are_not_finite_are_named_wherever_they_come(case, number):
+    model, features, labels = case
+    model.check_images(features)
+    features[37, :, 1, 1] = number
+    if number == 1e30:  # beyond the range of squares, in every patch
+        features[37] = number
+    with pytest.raises(DataError, match="image 37 of the set"):
+        nearest_images(model, batches_of(features, labels, 8), k=2)
 
 
 def test_own_class_only_and_more_than_there_are(case):

@@ -45,6 +45,17 @@ inline const std::vector<InstructionSet>& supported_instruction_sets() {
   return sets;
 }
 
+// Whether this machine multiplies 8-bit integers four to a lane (AVX-512 VNNI).
+inline bool has_byte_dot_products() {
+#if defined(__x86_64__)
+  static const bool has = supported_instruction_sets().front() == InstructionSet::kAvx512 &&
+                          __builtin_cpu_supports("avx512vnni");
+  return has;
+#else
+  return false;
+#endif
+}
+
 // The best one, or the one that the environment variable PROTOFAST_CPU names (for tests and for
 // looking into a problem). It is read at every call.
 inline InstructionSet chosen_instruction_set() {

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from protofast.models.receptive_field import ReceptiveField
-from protofast.ops import NearestPatch
+from protofast.ops import NearestPatch, NearPairs
+from protofast.ops.nearest_patch_within import pairs_within
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -140,6 +141,15 @@ class PrototypeModel(nn.Module, ABC):
         """
         _, *found = self.classify(features)
         return NearestPatch(*(part if chosen is None else part[:, chosen] for part in found))
+
+    def nearest_patch_within(self, features: Tensor, limits: Tensor) -> NearPairs:
+        """Of `nearest_patch`, the pairs with a distance of at most `limits` (float64 [P]).
+
+        Also those whose distance is not finite. Pruning goes through a set of images with it. A
+        model that can leave out the others before computing them overrides it; every number must
+        stay the same.
+        """
+        return pairs_within(self.nearest_patch(features), limits)
 
     def receptive_field(self) -> ReceptiveField | None:
         """What each location sees of an image of `input_size`; None where that is not known."""

@@ -11,7 +11,7 @@ from protofast.layers import PrototypeLayer
 from protofast.models.backbones import build_backbone
 from protofast.models.protocol import Output, PrototypeModel
 from protofast.models.receptive_field import ReceptiveField, receptive_field
-from protofast.ops import NearestPatch, nearest_patch
+from protofast.ops import NearestPatch, NearPairs, nearest_patch, nearest_patch_within
 
 OWN_CLASS_WEIGHT, OTHER_CLASS_WEIGHT = 1.0, -0.5
 """The last layer before training: from a prototype to its own class, and to every other."""
@@ -125,6 +125,14 @@ class ProtoPNet(PrototypeModel):
             similarity=layer.similarity,
             eps=layer.eps,
         )
+
+    def nearest_patch_within(self, features: Tensor, limits: Tensor) -> NearPairs:
+        """Of the prototype layer, the pairs with a distance of at most `limits` (float64 [P])."""
+        layer = self.prototype_layer
+        own_rule = type(self).nearest_patch is not ProtoPNet.nearest_patch
+        if own_rule or type(layer) is not PrototypeLayer or layer.is_frozen:
+            return super().nearest_patch_within(features, limits)
+        return nearest_patch_within(features, layer.prototypes, limits, metric=layer.metric)
 
     def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all)."""

@@ -6,11 +6,13 @@ from protofast.ops.dot_and_cosine import DotAndCosine, dot_and_cosine
 from protofast.ops.focal_similarity import focal_similarity
 from protofast.ops.masked_view import MaskedView, ViewMemory, masked_view, masked_view_out
 from protofast.ops.nearest_patch import NearestPatch, nearest_patch
+from protofast.ops.nearest_patch_within import NearPairs, nearest_patch_within
 from protofast.ops.nearest_patches import nearest_patches
 
 __all__ = [
     "DotAndCosine",
     "MaskedView",
+    "NearPairs",
     "NearestPatch",
     "ViewMemory",
     "distance_map",
@@ -20,6 +22,7 @@ __all__ = [
     "masked_view_out",
     "mean_distance",
     "nearest_patch",
+    "nearest_patch_within",
     "nearest_patches",
     "similarity_map",
 ]

@@ -9,6 +9,7 @@ from protofast import info
 OPERATORS = {
     "nearest_patch",
     "nearest_patch_backward",
+    "nearest_patch_within",
     "nearest_patches",
     "dot_and_cosine",
     "distance_map",

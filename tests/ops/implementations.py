@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protofast.ops import DotAndCosine, NearestPatch, reference
+from protofast.ops import DotAndCosine, NearestPatch, NearPairs, reference
+from protofast.ops.nearest_patch_within import pairs_within
 
 EPS = 1e-4
 
@@ -91,6 +92,14 @@ class Implementation:
     def dot_and_cosine(self, features: Tensor, prototypes: Tensor) -> DotAndCosine:
         with self.active():
             return DotAndCosine(*torch.ops.protofast.dot_and_cosine(features, prototypes))
+
+    def nearest_patch_within(
+        self, features: Tensor, prototypes: Tensor, limits: Tensor, metric: str = "squared_l2"
+    ) -> NearPairs:
+        with self.active():
+            return NearPairs(
+                *torch.ops.protofast.nearest_patch_within(features, prototypes, limits, metric)
+            )
 
     def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         with self.active():
@@ -189,6 +198,12 @@ class Reference(Implementation):
         dots, _, here = self.nearest_patch(features, prototypes, "dot", "linear")
         cosines, _, there = self.nearest_patch(features, prototypes, "cosine", "linear")
         return DotAndCosine(dots, here, cosines, there)
+
+    def nearest_patch_within(
+        self, features: Tensor, prototypes: Tensor, limits: Tensor, metric: str = "squared_l2"
+    ) -> NearPairs:
+        found = self.nearest_patch(features, prototypes, metric, "linear")
+        return pairs_within(found, limits)
 
     def nearest_patch_backward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         *rest, need_features, need_prototypes = arguments
