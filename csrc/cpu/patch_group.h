@@ -11,13 +11,14 @@
 
 namespace protofast {
 
-// Prototypes [P, D] or, of several patches each, [P, D, h, w]; contiguous, of any element type.
+// Prototypes of any element type: rows [P, D], or those of several patches in the order
+// [P, D, h, w].
 struct PrototypeMatrix {
   void* data;  // only written to where it is an output
   Element element;
   int64_t count;
   int64_t depth;        // of all patches of a prototype: D, or h * w * D
-  int64_t patches = 1;  // h * w
+  int64_t patches = 1;  // h * w; 1 if they are rows already
 };
 
 // The element type of T.
@@ -125,7 +126,10 @@ class PatchGroup {
  private:
   int64_t group_size(int64_t threads) const {
     const int64_t bytes = image_numbers_ * static_cast<int64_t>(sizeof(T));
-    const int64_t most = std::max({kGroupBytes / bytes, kGroupImages, 4 * threads});
+    // The windows of an image are many times its patches.
+    const bool windows = features_.window.height * features_.window.width > 1;
+    const int64_t least = windows ? threads : std::max(kGroupImages, 4 * threads);
+    const int64_t most = std::max(kGroupBytes / bytes, least);
     const int64_t images = std::max<int64_t>(features_.images, 1);
     const int64_t groups = ceil_divide(images, most);
     return ceil_divide(images, groups);

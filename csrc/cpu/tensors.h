@@ -135,6 +135,21 @@ inline FeatureMap read_map(const Tensor& features, const Tensor& prototypes) {
   return feature_map(features, window_of(features, prototypes), data);
 }
 
+// Whether prototypes [P, D, h, w] lie in memory as [P, h, w, D], the order of windows.
+inline bool lie_as_rows(const Tensor& prototypes) {
+  if (prototypes.dim() != 4) return false;
+  const int64_t depth = prototypes.size(1), width = prototypes.size(3);
+  return prototypes.stride(1) == 1 && prototypes.stride(3) == depth &&
+         prototypes.stride(2) == width * depth &&
+         prototypes.stride(0) == prototypes.size(2) * width * depth;
+}
+
+// Prototypes as the kernels can read them: as they are, or copied.
+inline Tensor readable_prototypes(const Tensor& prototypes) {
+  return lie_as_rows(prototypes) ? prototypes : torch::stable::contiguous(prototypes);
+}
+
+// A view of prototypes that are contiguous or lie_as_rows.
 inline PrototypeMatrix prototype_matrix(const Tensor& prototypes, void* data) {
   const int64_t patches = prototypes.dim() == 2 ? 1 : prototypes.size(2) * prototypes.size(3);
   return {
@@ -142,7 +157,7 @@ inline PrototypeMatrix prototype_matrix(const Tensor& prototypes, void* data) {
       element_of(prototypes, "prototypes"),
       prototypes.size(0),
       prototypes.size(1) * patches,
-      patches,
+      lie_as_rows(prototypes) ? 1 : patches,
   };
 }
 

@@ -1,5 +1,6 @@
 """Gradients of prototypes of several patches, and that their windows are never unfolded at once."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,28 +200,30 @@ def test_operators_get_the_features_and_not_their_windows() -> None:
 
 
 def resident(name: str) -> int:
-    with open("/proc/self/status") as lines:
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    """Bytes: `VmRSS` now, `VmHWM` at most since `forget_the_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def forget_the_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system has no high-water mark that can be set back")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_the_unfolded_batch_is_never_in_memory(memory_format: torch.memory_format) -> None:
     """The resident set's high-water mark during forward and backward."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pytest.skip("this system has no high-water mark that can be set back")
     features = torch.rand(200, 64, 12, 12).contiguous(memory_format=memory_format)  # 7 MB
-    prototypes = torch.rand(4, 64, 4, 4, requires_grad=True)
     features.requires_grad_()
+    prototypes = torch.rand(4, 64, 4, 4, requires_grad=True)
     growth = []
     for _ in range(3):
         features.grad = None
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
+        forget_the_peak()
         before = resident("VmRSS")
         nearest_patch(features, prototypes).distances.sum().backward()
         growth.append(resident("VmHWM") - before)
-    windows = features.numel() // 144 * 81 * 16 * 4  # 66 MB in all
+    windows = 200 * 64 * 4 * 4 * 9 * 9 * 4  # 66 MB in all
     assert min(growth) < windows / 2

@@ -60,7 +60,7 @@ Tensor distance_map(
   Tensor distances = torch::stable::new_empty(features, shape, type);
   if (distances.numel() == 0) return distances;
 
-  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor source = readable(features), rows = readable_prototypes(prototypes);
   const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(distances.numel()) * map.depth;
   with_result_type(type, [&](auto number) {
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> distance_map_backward(
       "grad must be on the CPU, [N, K, H, W] and of the type that distance_map returns"
   );
   GradientOutputs outputs(features, prototypes, true, true);
-  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor source = readable(features), rows = readable_prototypes(prototypes);
   const Tensor slopes = torch::stable::contiguous(grad);
   const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(slopes.numel()) * map.depth;

@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dot_and_cosine(
   Tensor cosine_locations = torch::stable::new_empty(features, shape, ScalarType::Long);
   if (dots.numel() == 0) return {dots, dot_locations, cosines, cosine_locations};
 
-  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor source = readable(features), rows = readable_prototypes(prototypes);
   const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
   with_result_type(type, [&](auto number) {

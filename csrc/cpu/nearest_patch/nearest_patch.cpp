@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
   Tensor locations = torch::stable::new_empty(features, shape, ScalarType::Long);
   if (locations.numel() == 0) return {activations, distances, locations};
 
-  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor source = readable(features), rows = readable_prototypes(prototypes);
   const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
   with_result_type(type, [&](auto number) {
@@ -208,7 +208,7 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
   check_locations(where, grid_of(features, prototypes).locations());
 
   GradientOutputs outputs(features, prototypes, need_features, need_prototypes);
-  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor source = readable(features), rows = readable_prototypes(prototypes);
   const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(map.images) * rows.numel();
   with_result_type(type, [&](auto number) {

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patches(
   Tensor locations = torch::stable::new_empty(features, shape, ScalarType::Long);
   if (locations.numel() == 0) return {activations, distances, locations};
 
-  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor source = readable(features), rows = readable_prototypes(prototypes);
   const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
   with_result_type(type, [&](auto number) {
