@@ -22,7 +22,7 @@ from protofast.models import PrototypeModel
 from protofast.training import RunFolder
 
 _Rectangle = tuple[int, int, int, int]
-_RANGE = r"(\d+)(?:-(\d+))?"
+_RANGE = r"(\d{1,18})(?:-(\d{1,18}))?"
 _TARGET = re.compile(rf"{_RANGE},{_RANGE}")
 
 

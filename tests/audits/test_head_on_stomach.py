@@ -283,6 +283,20 @@ def test_pictures_show_the_farthest_moves_first(tmp_path):
     assert again == shown
 
 
+def test_of_targeted_failures_those_are_drawn_that_came_nearest_to_their_target(tmp_path):
+    pixels = torch.stack([image_of_cells((3, 3, 250 - 9 * n)) for n in range(9)])
+    subject = subject_of(map_model(), pixels)
+    audit = _audit(TARGETED, prototypes=1)
+    rows = _rows(audit, subject)
+    assert not any(row["success"] for row in rows)
+    # Elsewhere than in target and source, where a targeted attack gains nothing.
+    for row in rows:
+        row["elsewhere_after"] = row["target_after"] + (row["image"] % 3) / 10
+    shown = [picture.image for picture in audit.pictures(subject, rows, tmp_path)]
+    rows.sort(key=lambda row: row["source_after"] - row["target_after"])
+    assert shown == [row["name"] for row in rows[:6]]
+
+
 def test_settings_are_checked():
     assert [settings.protocol for settings in HeadOnStomach.protocols.values()] == list(
         HeadOnStomach.protocols

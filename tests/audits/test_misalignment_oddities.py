@@ -114,6 +114,7 @@ def test_images_without_a_result_are_rows_that_say_why(settings):
     assert rows[0].keys() == rows[1].keys() == rows[2].keys()
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     assert rows[1]["location_change"] is None
+    assert rows[1]["remarks"] == rows[2]["remarks"] == "", "of what has no result"
     alone = rows_of(settings, subject(model, pixels[[0, 3]], [0, 2]))
     assert alone[0]["activation_before"] == rows[0]["activation_before"]
     assert numbers_of(settings, subject(model, pixels, [0, 0, 1, 2]))["location_change"].n == 2

@@ -174,6 +174,24 @@ def test_pictures_show_the_worst_first_in_two_versions_of_one_size(tmp_path: Pat
     assert names == {name for picture in pictures for name in picture.files.values()}
 
 
+def test_pictures_are_told_as_the_attack_that_is_shown(tmp_path: Path):
+    """Rows that say otherwise are what an attack in another batch may have come to."""
+    examined = subject(of_twelve_colours(cells(Shifted())), patchwork(4), [0, 1, 2, 3])
+    settings = PAPER.model_copy(update={"steps": 10, "margin": 2})
+    rows = [row for row in rows_of(settings, examined) if row["location_change"] > 0]
+    other = [row | {"activation_after": 99.0, "x0": 31, "x1": 32} for row in rows]
+    audit = SpatialMisalignment(settings)
+    shown, again = (
+        audit.pictures(examined, said, tmp_path / name)
+        for name, said in (("shown", rows), ("again", other))
+    )
+    assert shown == again != []
+    for picture in shown:
+        for name in picture.files.values():
+            drawn = (tmp_path / "again" / name).read_bytes()
+            assert drawn == (tmp_path / "shown" / name).read_bytes()
+
+
 def test_no_picture_where_nothing_moved(tmp_path: Path):
     model = network(cells(nn.Hardshrink(0.5)), torch.eye(3), [0, 1, 2])
     examined = subject(model, one_bright_cell([1], [2], BRIGHT), [0])

@@ -44,6 +44,7 @@ def test_without_options_the_strongest_prototype_is_attacked(place: Place) -> No
     ("options", "code", "message"),
     [
         (("--target", "there"), 2, "--target there: must be ROW,COL, such as 3,4, or"),
+        (("--target", "9" * 5000 + ",0"), 2, "9,0: must be ROW,COL"),
         (("--target", "1;1"), 2, "--target 1;1: must be ROW,COL"),
         (("--target", "-1,0"), 2, "--target -1,0: must be ROW,COL"),
         (("--target", "1-0,1"), 2, "--target 1-0,1: a range begins with its smaller end"),
