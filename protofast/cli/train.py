@@ -178,8 +178,10 @@ def weight_overrides(trained: Path | None) -> list[str]:
 
 
 def _resumed(resume: Path, overrides: list[str] | None) -> Settings:
-    from protofast.training import RunFolder, load_settings
+    from protofast.training import RunFolder, anchored, load_settings
 
     folder = RunFolder.open(resume)
     before = folder.settings  # says so if the file is damaged
-    return load_settings(folder.path / "settings.toml", overrides) if overrides else before
+    if not overrides:
+        return before
+    return anchored(load_settings(folder.path / "settings.toml", overrides))

@@ -36,13 +36,16 @@ from protofast.training.settings import Settings
 from protofast.training.settings_file import differences, settings_text
 from protofast.training.state import EpochSums, State
 
-# Settings that change neither the plan nor a single weight, so a resumed run may have others.
+# Settings that change neither the plan nor a single weight, so a resumed run may have others. Where
+# the images lie is one, for they are compared themselves.
 _FREE = (
     "training.workers",
     "training.checkpoint_seconds",
     "training.keep_checkpoints",
     "training.tensorboard",
     "data.in_memory",
+    "data.root",
+    "data.test_root",
 )
 
 

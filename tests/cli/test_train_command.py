@@ -164,6 +164,26 @@ def test_out_of_memory_is_one_line(place: Place) -> None:
     assert "data.size" in answer.error
 
 
+def test_images_may_be_moved(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = place.run / "checkpoints"
+    warm = RunFolder.open(place.run).file("warm-0")
+    for file in checkpoints.glob("*.safetensors"):
+        if file != warm:
+            file.unlink()
+    moved = place.photos.rename(place.photos.with_name("moved"))
+    resume = ("train", "--resume", place.run, "--no-report")
+    assert "write there where they are now" in command(*resume).error
+    monkeypatch.chdir(moved.parent)
+    crow = sorted((moved / "test" / "crow").iterdir())[0]
+    crow.rename(crow.with_name("raven.png"))
+    others = command(*resume, "--set", "data.root=moved").error
+    assert "the test images are others than the run's" in others
+    assert RunFolder.open(place.run).settings.data.root == str(place.photos), "as it was"
+    crow.with_name("raven.png").rename(crow)
+    assert "trained in" in command(*resume, "--set", "data.root=moved").done()
+    assert RunFolder.open(place.run).settings.data.root == str(moved)
+
+
 def test_pretrained_weights_are_not_needed_to_resume(place: Place) -> None:
     weights = place.run.with_name("weights.pth")
     backbone = RunFolder.open(place.run).load_model("best").model.backbone
