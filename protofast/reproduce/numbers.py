@@ -20,7 +20,8 @@ class Results:
         values: For each number, its value by seed; a model's accuracy on all test images, in per
             cent, stands as its ``accuracy`` under the audit `ALL_IMAGES` and no protocol.
         counts: For each number, the images that it was measured on, by seed.
-        settings: For each audit and protocol, the settings it was run with.
+        settings: For each audit and protocol and each model, the settings it was run with: for each
+            key its values, more than one where they differ from seed to seed.
         skipped: For each model, audit and protocol, the rows without a result, by reason.
         models: Facts of each model by name, from the first seed that has it.
         data: Facts of the images; empty before anything is done.
@@ -29,7 +30,7 @@ class Results:
 
     values: dict[Key, dict[int, float]] = field(default_factory=dict)
     counts: dict[Key, dict[int, int]] = field(default_factory=dict)
-    settings: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    settings: dict[tuple[str, str], dict[str, dict[str, list[Any]]]] = field(default_factory=dict)
     skipped: dict[tuple[str, str, str], dict[str, int]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +64,10 @@ def gather(grid: Grid) -> Results:
             results.values.setdefault(key, {})[cell.seed] = 100 * described["accuracy"]
         for entry in said["audits"]:
             model, which = names[entry["model"]], (entry["audit"], entry["protocol"])
-            results.settings.setdefault(which, entry["settings"])
+            known = results.settings.setdefault(which, {}).setdefault(model, {})
+            for key, value in entry["settings"].items():
+                values = known.setdefault(key, [])
+                values += [value] if value not in values else []
             reasons = results.skipped.setdefault((model, *which), {})
             for reason, count in entry["skipped"].items():
                 reasons[reason] = reasons.get(reason, 0) + count

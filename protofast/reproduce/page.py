@@ -200,17 +200,18 @@ def _published(table: PublishedTable) -> Iterator[str]:
 
 def _settings(found: Found) -> Iterator[str]:
     yield "## Settings of the audits\n"
-    rows = [
-        [
-            _of(grid),
-            audit,
-            f"`{protocol}`",
-            ", ".join(f"{key} {_value(value)}" for key, value in settings.items()),
-        ]
-        for grid, results in found
-        for (audit, protocol), settings in results.settings.items()
-    ]
-    yield _table(["data", "audit", "protocol", "settings"], rows)
+    rows = []
+    for grid, results in found:
+        for (audit, protocol), by_model in results.settings.items():
+            models: dict[str, list[str]] = {}  # by what they were audited with
+            for model, settings in by_model.items():
+                said = ", ".join(f"{key} {_values(each)}" for key, each in settings.items())
+                models.setdefault(said, []).append(model)
+            rows += [
+                [_of(grid), audit, f"`{protocol}`", ", ".join(names), said]
+                for said, names in models.items()
+            ]
+    yield _table(["data", "audit", "protocol", "models", "settings"], rows)
     rows = [
         [_of(grid), model, audit, f"`{protocol}`", f"{reason}: {count}"]
         for grid, results in found
@@ -222,8 +223,12 @@ def _settings(found: Found) -> Iterator[str]:
         yield _table(["data", "model", "audit", "protocol", "why"], rows)
 
 
-def _value(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "all" if value is None else str(value)
+def _values(values: Sequence[object]) -> str:
+    """A setting's value; several where they differ from seed to seed."""
+    return " / ".join(
+        f"{value:.4g}" if isinstance(value, float) else "all" if value is None else str(value)
+        for value in values
+    )
 
 
 def _cells(grids: Sequence[Grid]) -> Iterator[str]:

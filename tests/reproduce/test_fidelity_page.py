@@ -198,6 +198,25 @@ def test_models_that_a_plan_lacks_are_not_called_missing(grid):
     assert "images all" in text
 
 
+def test_models_that_were_audited_with_other_settings_are_told_apart(tmp_path):
+    text = PLAN.replace('models = ["jpeg"]', 'models = ["standard", "jpeg"]')
+    (tmp_path / "plan.toml").write_text(text)
+    grid = Grid(load_plan(tmp_path / "plan.toml"), tmp_path)
+    for seed in (0, 1):
+        put(grid, "jpeg", seed, {("jpeg", "jpeg", "released"): {"rank_correlation": 0.5}})
+        file = grid.folder / "audits" / f"jpeg-{seed}" / "audit.json"
+        said = json.loads(file.read_text())
+        for entry in said["audits"]:
+            classes = ("half", 7) if entry["model"] == 1 else ("odd", seed)
+            filled = dict(zip(("classes", "classes_seed"), classes, strict=True))
+            entry["settings"] |= filled
+            entry["left_open"] = [*filled]
+        file.write_text(json.dumps(said))
+    page = page_text([grid])
+    assert "| birds2 | jpeg | `released` | standard | classes odd, classes_seed 0 / 1," in page
+    assert "| birds2 | jpeg | `released` | jpeg | classes half, classes_seed 7," in page
+
+
 def test_grids_stand_side_by_side(grid, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
