@@ -118,9 +118,8 @@ def head_on_stomach(
             restarts=restarts,
             seed=seed,
             image_ids=image_ids,
-            evaluate=restarts
-            > 1,  # else nothing is chosen by it, and the last iterate is seen below
-        ).images
+            evaluate=restarts > 1,
+        ).images  # of one start, nothing is chosen by its value, and its end is looked at here
         features = model.features(attacked)
         maps = model.similarity_map(features, prototypes[:, None])[:, 0]
         return Moved(attacked, pixels, sources, targets, maps, model.classify(features))
@@ -159,9 +158,8 @@ def make_head_disappear(
     size = (images.shape[2], images.shape[3])
     with frozen(model), torch.no_grad():
         heatmaps = upsample(prototype_maps(model, images, prototypes), size)
-        inside = cells_of_boxes(
-            high_activation_boxes(heatmaps), size, size
-        )  # a cell for each pixel
+        boxes = high_activation_boxes(heatmaps)
+        inside = cells_of_boxes(boxes, size, size)  # of a grid that has a cell for each pixel
         return pgd(
             activation(model, prototypes, sign=-1),
             images,

@@ -129,9 +129,8 @@ def lowered(model: PrototypeModel, chosen: Chosen) -> Objective:
     """What the attack maximises: minus the mean of the chosen prototypes' largest similarities."""
 
     def objective(images: Tensor, index: Tensor) -> Tensor:
-        maps = model.similarity_map(
-            model.features(images), chosen.prototypes[index]
-        )  # [b, K, H, W]
+        features = model.features(images)
+        maps = model.similarity_map(features, chosen.prototypes[index])  # [b, K, H, W]
         largest = maps.flatten(2).max(dim=2).values  # [b, K]; of ties, the first gets the gradient
         counts = chosen.counts[index].to(largest.dtype)
         return -(largest * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)

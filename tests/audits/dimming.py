@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from protofast.audits import Audit, AuditSettings, Number, Picture, Subject
+from protofast.audits import Audit, AuditResult, AuditSettings, Number, Picture, Subject
 from protofast.audits.audit import Row
 from protofast.audits.statistics import mean_number, share_number
 from protofast.data import ImageSet, open_birds
@@ -18,6 +18,8 @@ from protofast.data.randomness import permutation
 from protofast.models import ProtoPNet, build_backbone
 
 CLASSES, PER_CLASS, SIZE = 3, 8, 32
+IMAGES = CLASSES * PER_CLASS
+UNITS = IMAGES // 4  # of one model
 
 
 class DimmingSettings(AuditSettings):
@@ -100,6 +102,16 @@ class Counting(Dimming):
     def pictures(self, subject: Subject, rows: Sequence[Row], folder: Path) -> list[Picture]:
         self.drawn += 1
         return super().pictures(subject, rows, folder)
+
+
+Run = Callable[..., tuple[AuditResult, Counting]]
+"""Runs the small audit, with what is given changed; see conftest.py."""
+
+
+def timeless(folder: Path) -> bytes:
+    """The bytes of audit.json without its times."""
+    text = (folder / "audit.json").read_text()
+    return text[: text.index(' "times": {')].encode()
 
 
 def small_model(seed: int = 0) -> ProtoPNet:

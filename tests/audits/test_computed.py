@@ -4,34 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dimming import CLASSES, PER_CLASS, Counting, DimmingSettings, small_birds, small_model
+from dimming import IMAGES, UNITS, Counting, DimmingSettings, small_model, timeless
 
 from protofast.audits import AuditedModel, AuditResult, run_audits
 from protofast.audits.computed import how, images_at_once
 from protofast.data import ImageSet
 
-IMAGES = CLASSES * PER_CLASS
-UNITS = IMAGES // 4
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def birds(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    return small_birds(tmp_path_factory.mktemp("birds"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 Run = Callable[..., tuple[AuditResult, Counting, list[str]]]
@@ -53,11 +39,6 @@ def run(birds: ImageSet, tmp_path: Path) -> Run:
         return result, audit, said
 
     return go
-
-
-def timeless(folder: Path) -> str:
-    text = (folder / "audit.json").read_text()
-    return text[: text.index(' "times": {')]
 
 
 def files(folder: Path) -> dict[str, bytes]:
