@@ -86,6 +86,17 @@ def check_start(settings: ModelSettings) -> None:
         )
 
 
+def remark_on_start(settings: ModelSettings) -> str | None:
+    """What to say of a start from another run's network that does not keep all of it."""
+    weights = Path(os.path.expanduser(settings.weights))
+    if settings.prototype_init != "patches" or not is_checkpoint(weights):
+        return None
+    return (
+        f"the prototypes in {weights} give way to patches before the first joint epoch, as "
+        "model.prototype_init = patches has it; uniform keeps them"
+    )
+
+
 def build_model(
     settings: ModelSettings,
     data: DataSettings,

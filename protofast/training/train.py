@@ -19,7 +19,7 @@ from protofast.data import Splits
 from protofast.errors import CheckpointError, SettingsError
 from protofast.files import write_atomically
 from protofast.models import ProtoPNet
-from protofast.training.build import build_data, build_model, check_start
+from protofast.training.build import build_data, build_model, check_start, remark_on_start
 from protofast.training.engine import build_fabric, determinism, on_first_rank, stop_on_signals
 from protofast.training.environment import describe, record_start
 from protofast.training.images import check_images, other_images
@@ -145,6 +145,9 @@ def train(
             data = data or _open_data(fabric, settings, data_progress)
             state = _fresh_state(fabric, settings, model, run_folder, data.train.classes)
             _take_up(fabric, journal, state, data, settings, allow_changes=allow_changes)
+            remark = None if resume else remark_on_start(settings.model)
+            if remark is not None:
+                journal.say(remark)
             steps_before = state.step
             loop = Loop(fabric, settings, data, state, journal, stop=stop, perturb=perturb)
             # Not before it is known that the run can go on with them.

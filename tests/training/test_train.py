@@ -205,6 +205,19 @@ def test_a_run_may_start_from_the_network_of_another(
         build_model(tiny(f"model.weights={damaged}").model, settings.data, num_classes=3)
 
 
+@pytest.mark.parametrize(("init", "told"), [("patches", 1), ("uniform", 0)])
+def test_prototypes_that_a_start_does_not_keep_are_told(
+    init: str, told: int, done: Result, tiny: Tiny, birds: Splits, tmp_path: Path
+) -> None:
+    short = ("epochs=1", "warm_epochs=0", "last_layer_epochs=0", "project_last=false")
+    start = f"model.weights={done.folder.file('project-2')}", f"model.prototype_init={init}"
+    settings = tiny(*start, *(f"training.schedule.{each}" for each in short))
+    train(settings, tmp_path / "run", data=birds)
+    train(None, tmp_path / "run", resume=True, data=birds)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("project-2.safetensors give way to patches") == told
+
+
 def test_class_weights_change_the_loss(tiny: Tiny, birds: Splits, tmp_path: Path) -> None:
     weights = torch.tensor([1.0, 100.0, 1.0])
     expected: list[Tensor] = []
