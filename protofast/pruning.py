@@ -191,52 +191,51 @@ class _Nearest:
         nothing = torch.tensor([torch.inf, -1, -1, -1], dtype=torch.float64, device=device)
         self.k = k
         self.is_empty = True
-        self._table = nothing.repeat(prototypes, k, 1)
-        self.limits = self._table[:, -1, 0].clone()
-        self._notes: list[Tensor] = []  # each [M, 5]: the prototype, and a row of the table
+        self._table = nothing.view(4, 1, 1).repeat(1, prototypes, k)
+        self.limits = self._table[0, :, -1].clone()
+        self._notes: list[Tensor] = []  # each [5, M]: the prototypes, and columns of the table
         self._noted = 0
         self._enough = 0  # at first: the sooner there are limits, the better
 
     def offer(self, batch: Scanned, near: NearPairs) -> None:
-        """Note what was found in one batch; what is not finite is passed over."""
-        finite = near.distances.isfinite().nonzero()[:, 0]
-        images, prototypes, distances, locations = (column[finite] for column in near)  # [M]
+        """Note what was found in one batch."""
+        images, prototypes, distances, locations = near  # [M]
         columns = prototypes, distances, batch.index[images], batch.labels[images], locations
-        self._note(torch.stack([column.to(torch.float64) for column in columns], dim=1))
+        self._note(torch.stack([column.to(torch.float64) for column in columns]))
         self.is_empty = False
 
     def add(self, table: Tensor) -> None:
-        """Look at what was found elsewhere, [P, k, 4]."""
+        """Look at what was found elsewhere, [4, P, k]."""
         self._note(_numbered(table))
 
     def table(self) -> Tensor:
-        """[P, k, 4], nearest first, then by image; for images that lack, infinity and -1."""
+        """[4, P, k], nearest first, then by image; for images that lack, infinity and -1."""
         if self._notes:
             self._sort_in()
         return self._table
 
-    def _note(self, rows: Tensor) -> None:
-        self._notes.append(rows)
-        self._noted += len(rows)
+    def _note(self, notes: Tensor) -> None:
+        self._notes.append(notes)
+        self._noted += notes.shape[1]
         if self._noted > self._enough:
             self._sort_in()
 
     def _sort_in(self) -> None:
-        count, k, _ = self._table.shape
-        rows = torch.cat([_numbered(self._table), *self._notes])  # [M, 5]
+        _, count, k = self._table.shape
+        columns = torch.cat([_numbered(self._table), *self._notes], dim=1)  # [5, M]
         self._notes, self._noted = [], 0
-        order = torch.arange(len(rows), device=rows.device)
+        order = torch.arange(columns.shape[1], device=columns.device)
         # By image, then stably by distance, then by prototype; integers are sorted faster.
-        for column, dtype in ((2, torch.int64), (1, torch.float64), (0, torch.int64)):
-            order = order[rows[order, column].to(dtype).argsort(stable=True)]
-        rows = rows[order]
-        prototypes = rows[:, 0].to(torch.int64)
-        first = torch.searchsorted(prototypes, torch.arange(count, device=rows.device))
-        rank = torch.arange(len(rows), device=rows.device) - first[prototypes]
-        kept = rank < k  # of every prototype k rows, those of the table among them
-        self._table[prototypes[kept], rank[kept]] = rows[kept, 1:]
-        self.limits = self._table[:, -1, 0].clone()
-        self._enough = 4 * count * k
+        for row, dtype in ((2, torch.int64), (1, torch.float64), (0, torch.int64)):
+            keys = columns[row].index_select(0, order).to(dtype)
+            order = order.index_select(0, keys.argsort(stable=True))
+        prototypes = columns[0].index_select(0, order).to(torch.int64)
+        first = torch.searchsorted(prototypes, torch.arange(count, device=columns.device))
+        # Of every prototype k rows at least, those of the table.
+        best = order[first.unsqueeze(1) + torch.arange(k, device=columns.device)]  # [P, k]
+        self._table = columns[1:, best]
+        self.limits = self._table[0, :, -1].clone()
+        self._enough = count * k
 
 
 def _first_not_finite(batch: Scanned, near: NearPairs) -> Tensor:
@@ -249,16 +248,16 @@ def _first_not_finite(batch: Scanned, near: NearPairs) -> Tensor:
 
 
 def _numbered(table: Tensor) -> Tensor:
-    """The rows of a table [P, k, 4], each after the number of its prototype: [P * k, 5]."""
-    prototypes = torch.arange(len(table), dtype=table.dtype, device=table.device)
-    prototypes = prototypes.view(-1, 1, 1).expand(-1, table.shape[1], 1)
-    return torch.cat([prototypes, table], dim=2).flatten(0, 1)
+    """The columns of a table [4, P, k], below the number of the prototype: [5, P * k]."""
+    _, count, k = table.shape
+    prototypes = torch.arange(count, dtype=table.dtype, device=table.device)
+    return torch.cat([prototypes.repeat_interleave(k).unsqueeze(0), table.flatten(1)])
 
 
-def _as_result(rows: Tensor) -> NearestImages:
-    known = rows[:, :, 0].isfinite()
-    distances = torch.where(known, rows[:, :, 0], torch.nan)
+def _as_result(table: Tensor) -> NearestImages:
+    known = table[0].isfinite()
+    distances = torch.where(known, table[0], torch.nan)
     images, labels, locations = (
-        torch.where(known, rows[:, :, column], -1).to(torch.int64) for column in (1, 2, 3)
+        torch.where(known, column, -1).to(torch.int64) for column in table[1:]
     )
     return NearestImages(distances, images, labels, locations)

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include "cpu/nearest_patch_within/run.h"
@@ -39,24 +40,12 @@ bool same(T a, T b) {
 }
 
 template <typename T>
-void check_pairs(Problem<T>& problem, InstructionSet set, Metric metric, int64_t threads) {
-  const Shape& shape = problem.shape;
-  const Found<T> all = search(problem, set, metric);
-  const std::vector<double> limits = some_limits(all, shape);
-  const NearPairs<T> found = nearest_patch_within_forward<T>(
-      kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
-      code_kernels_for<T>(set),
-      problem.map(),
-      problem.matrix(),
-      metric,
-      limits.data(),
-      threads,
-      Threads()
-  );
-  for (int64_t n = 0; n < shape.images; ++n) {
+void check_same(const NearPairs<T>& found, const Found<T>& all, const std::vector<double>& limits) {
+  const int64_t prototypes = static_cast<int64_t>(limits.size());
+  for (size_t n = 0; n < found.size(); ++n) {
     size_t next = 0;
-    for (int64_t p = 0; p < shape.prototypes; ++p) {
-      const int64_t pair = n * shape.prototypes + p;
+    for (int64_t p = 0; p < prototypes; ++p) {
+      const size_t pair = n * prototypes + p;
       const T distance = all.distances[pair];
       if (!(distance <= limits[p]) && std::isfinite(distance)) continue;
       const bool here = next < found[n].size() && found[n][next].prototype == p;
@@ -67,6 +56,29 @@ void check_pairs(Problem<T>& problem, InstructionSet set, Metric metric, int64_t
       ++next;
     }
     CHECK(next == found[n].size());
+  }
+}
+
+// As the operator does it, and without ever giving the first look up.
+template <typename T>
+void check_pairs(Problem<T>& problem, InstructionSet set, Metric metric, int64_t threads) {
+  const Found<T> all = search(problem, set, metric);
+  const std::vector<double> limits = some_limits(all, problem.shape);
+  const CodeKernels<T>* codes = code_kernels_for<T>(set);
+  for (const int64_t rarely : {kRarelyLooked, int64_t{0}}) {
+    if (rarely == 0 && codes == nullptr) continue;
+    const NearPairs<T> found = nearest_patch_within_forward<T>(
+        kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
+        codes,
+        problem.map(),
+        problem.matrix(),
+        metric,
+        limits.data(),
+        threads,
+        Threads(),
+        rarely
+    );
+    check_same(found, all, limits);
   }
 }
 
@@ -137,6 +149,34 @@ TEST(equal_and_coarse_numbers) {
       std::copy_n(projected.patch(p % 4, p / 4), 64, projected.prototype(p));
     }
     check_pairs(projected, set, Metric::kSquaredL2, 2);
+  });
+}
+
+// Numbers of any size, channels and prototypes of very different sizes, projected prototypes.
+TEST(random_sizes) {
+  for_each_instruction_set([](InstructionSet set) {
+    std::mt19937 random(1);
+    const auto below = [&](int64_t count) { return static_cast<int64_t>(random() % count); };
+    for (int round = 0; round < 150; ++round) {
+      const Shape shape = {1 + below(6), 1 + below(70), 1 + below(140), 1 + below(60)};
+      Problem<float> problem(shape, Layout::kChannelsLast, random());
+      const double exponents[] = {0, 0, 3, 8};
+      const double spread = exponents[below(4)], offset = below(3) == 0 ? 100.0 : 0.0;
+      for (int64_t d = 0; d < shape.depth; ++d) {
+        const double size = std::pow(10.0, spread * (below(1000) / 1000.0 - 0.5));
+        for (int64_t i = d; i < int64_t(problem.features.size()); i += shape.depth) {
+          problem.features[i] = size * (problem.features[i] + offset);
+        }
+        for (int64_t i = d; i < int64_t(problem.prototypes.size()); i += shape.depth) {
+          problem.prototypes[i] = size * (problem.prototypes[i] + offset);
+        }
+      }
+      for (int64_t p = 0; p < shape.prototypes; p += 2) {
+        const double* patch = problem.patch(p % shape.images, p % shape.locations);
+        std::copy_n(patch, shape.depth, problem.prototype(p));
+      }
+      check_pairs(problem, set, round % 3 == 0 ? Metric::kL2 : Metric::kSquaredL2, 1);
+    }
   });
 }
 

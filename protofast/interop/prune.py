@@ -14,7 +14,7 @@ from protofast.errors import SettingsError
 from protofast.interop.contract import prototype_classes
 from protofast.interop.heaps import Heaps
 from protofast.interop.search import PushBatch, Searched, push_set, searched
-from protofast.ops import nearest_patch
+from protofast.ops import nearest_patch, nearest_patch_within
 
 _MOST = 3  # above one third of all prototypes, computing all of them is no slower
 _COPIED = (
@@ -109,21 +109,25 @@ def _least_distances(search: Searched, batch: PushBatch, heaps: Heaps) -> Tensor
     prototypes, metric = search.prototypes, search.metric
     worst = torch.from_numpy(heaps.worst()).to(prototypes.device)  # [P]
 
-    def least_distances(dtype: torch.dtype) -> Tensor:
-        features, compared = batch.features.to(dtype), prototypes.to(dtype)
+    def all_distances() -> Tensor:
+        features, compared = batch.features.double(), prototypes.double()
         found = nearest_patch(features, compared, metric=metric, similarity="linear")
-        return found.distances.double()  # [N, P]
+        return found.distances  # [N, P]
 
     if not bool(worst.isfinite().all()):  # a heap that is not full takes everything
-        return least_distances(torch.float64)
+        return all_distances()
     window = prototypes.shape[2] * prototypes.shape[3]
     scale = batch.features.square().sum(dim=1).amax() * window
     scale = scale + prototypes.square().flatten(1).sum(dim=1).amax()
     # Ten times the bounds that the operator keeps: 1e-5 of the norms for the patch it selects.
     room = 1e-4 * (scale + worst.abs())
-    possible = least_distances(torch.float32) <= worst + room  # [N, P]
-    if int(possible.sum()) > possible.numel() // _MOST:
-        return least_distances(torch.float64)
+    near = nearest_patch_within(
+        batch.features.float(), prototypes.float(), worst + room, metric=metric
+    )
+    possible = torch.zeros(len(batch.features), len(worst), dtype=torch.bool, device=worst.device)
+    possible[near.images, near.prototypes] = True
+    if len(near.images) > possible.numel() // _MOST:
+        return all_distances()
     distances = torch.full(possible.shape, torch.inf, dtype=torch.float64, device=worst.device)
     for row, some in enumerate(possible):  # images have very different numbers of such pairs
         index = some.nonzero().t()  # [1, K]

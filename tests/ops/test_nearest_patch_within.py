@@ -175,12 +175,15 @@ def test_it_has_no_gradient() -> None:
 
 
 def test_prototypes_of_several_patches() -> None:
-    features, _ = random_problem(Shape(2, 1, 3, 4, 5))
-    prototypes = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(1))
-    all_pairs = nearest_patch(features, prototypes)
-    found = nearest_patch_within(features, prototypes, torch.full((6,), torch.inf).double())
-    assert torch.equal(found.distances.view(2, 6), all_pairs.distances)
-    assert torch.equal(found.locations.view(2, 6), all_pairs.locations)
+    features, _ = random_problem(Shape(6, 1, 8, 7, 6))
+    prototypes = torch.rand(40, 8, 2, 3, generator=torch.Generator().manual_seed(1))
+    _, distances, locations = nearest_patch(features, prototypes)
+    limits = distances[torch.arange(40) % 6, torch.arange(40)].double()
+    found = nearest_patch_within(features, prototypes, limits)
+    near = distances <= limits
+    assert torch.equal(torch.stack(found[:2], dim=1), near.nonzero())
+    assert torch.equal(found.distances, distances[near])
+    assert torch.equal(found.locations, locations[near])
 
 
 def test_arguments_are_checked() -> None:

@@ -42,6 +42,10 @@ template <>
 struct Limits<int32_t> {
   using Integer = int32_t;
 };
+template <>
+struct Limits<int64_t> {
+  using Integer = int64_t;
+};
 using Scores = Vector<int32_t>;  // or kCodeDepth codes in each lane
 constexpr int kScoreWidth = kWidth<int32_t>;
 static_assert(kCodeLanes == 2 * kScoreWidth && kRows == 2 * kCodeRows);
@@ -90,9 +94,12 @@ inline RowSums code_row(
     const Bytes bytes = __builtin_convertvector(code, Bytes);
     __builtin_memcpy(codes + d, &bytes, sizeof(bytes));
   }
-  RowSums result;
-  for (int i = 0; i < kWidth<T>; ++i) result.codes += sums[i], result.squares += squares[i];
-  result.remainders = horizontal_sum<T>(remainders);
+  using Integer = typename Limits<T>::Integer;  // holds them for all kMostCodeDepth channels
+  RowSums result = {
+      static_cast<double>(horizontal_sum<Integer>(sums)),
+      static_cast<double>(horizontal_sum<Integer>(squares)),
+      horizontal_sum<T>(remainders),
+  };
   for (; d < depth; ++d) {
     const T value = row[d] - centre[d];
     T place = place_of(value);
@@ -106,34 +113,12 @@ inline RowSums code_row(
   return result;
 }
 
-// Least and largest row[d] - centre[d] so far, and whether all are finite.
+// Least and largest row[d] - centre[d], and whether all are finite.
 template <typename T>
 struct Extremes {
   T least = Limits<T>::kInfinity, largest = -Limits<T>::kInfinity;
   bool finite = true;
 
-  void add(const T* row, const T* centre, int64_t depth) {
-    Vector<T> low = splat(least), high = splat(largest);
-    Integers<T> good = Integers<T>{} - 1;
-    int64_t d = 0;
-    for (; d + kWidth<T> <= depth; d += kWidth<T>) {
-      const Vector<T> value = load(row + d) - load(centre + d);
-      low = value < low ? value : low;
-      high = value > high ? value : high;
-      good &= value - value == T(0);
-    }
-    for (int i = 0; i < kWidth<T>; ++i) {
-      least = low[i] < least ? low[i] : least;
-      largest = high[i] > largest ? high[i] : largest;
-      finite &= good[i] != 0;
-    }
-    for (; d < depth; ++d) {
-      const T value = row[d] - centre[d];
-      least = value < least ? value : least;
-      largest = value > largest ? value : largest;
-      finite &= value - value == 0;
-    }
-  }
   // The largest absolute value.
   T reach() const {
     if (!finite) return Limits<T>::kInfinity;
@@ -142,10 +127,37 @@ struct Extremes {
 };
 
 template <typename T>
+inline Extremes<T> find_extremes(PatchRows<T> rows, int64_t count, const T* centre, int64_t depth) {
+  Extremes<T> result;
+  Vector<T> low = splat(result.least), high = splat(result.largest);
+  Integers<T> good = Integers<T>{} - 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const T* row = rows.rows + i * rows.stride;
+    int64_t d = 0;
+    for (; d + kWidth<T> <= depth; d += kWidth<T>) {
+      const Vector<T> value = load(row + d) - load(centre + d);
+      low = value < low ? value : low;
+      high = value > high ? value : high;
+      good &= value - value == T(0);
+    }
+    for (; d < depth; ++d) {
+      const T value = row[d] - centre[d];
+      result.least = value < result.least ? value : result.least;
+      result.largest = value > result.largest ? value : result.largest;
+      result.finite &= value - value == 0;
+    }
+  }
+  for (int i = 0; i < kWidth<T>; ++i) {
+    result.least = low[i] < result.least ? low[i] : result.least;
+    result.largest = high[i] > result.largest ? high[i] : result.largest;
+    result.finite &= good[i] != 0;
+  }
+  return result;
+}
+
+template <typename T>
 T find_largest(const T* rows, const T* centre, int64_t count, int64_t depth) {
-  Extremes<T> extremes;
-  for (int64_t i = 0; i < count; ++i) extremes.add(rows + i * depth, centre, depth);
-  return extremes.reach();
+  return find_extremes<T>({rows, depth}, count, centre, depth).reach();
 }
 
 // The root of the least squared distance that is surely beyond the limit, rounding included.
@@ -209,10 +221,8 @@ template <typename T>
 void code_image(const CodedPrototypes<T>& prototypes, uint8_t* row, CodedImage<T>& image) {
   const int64_t depth = prototypes.depth, groups = (depth + kCodeDepth - 1) / kCodeDepth;
   const int64_t rows = (image.locations + kCodeRows - 1) / kCodeRows * kCodeRows;
-  Extremes<T> extremes;
-  for (int64_t l = 0; l < image.locations; ++l) {
-    extremes.add(image.patches.rows + l * image.patches.stride, prototypes.centre, depth);
-  }
+  const Extremes<T> extremes =
+      find_extremes(image.patches, image.locations, prototypes.centre, depth);
   const double reach = extremes.reach();
   const double wanted = reach < kLargestCoded ? scale_of(prototypes, extremes) : reach;
   image.usable = wanted < kLargestCoded;

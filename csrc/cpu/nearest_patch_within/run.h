@@ -133,6 +133,7 @@ bool search_by_codes(
     const double* limits,
     int64_t threads,
     const Parallel& parallel,
+    int64_t rarely,  // kRarelyLooked; 0: never give up, for tests
     NearPairs<T>& found
 ) {
   if (packed.depth > kMostCodeDepth) return false;
@@ -145,7 +146,8 @@ bool search_by_codes(
   workspaces.reserve(workers);
   for (int64_t i = 0; i < workers; ++i) workspaces.emplace_back(nearest.access, features);
   // So many distances may be computed one by one: some of those of the images so far and of one.
-  const int64_t of_image = ceil_divide(packed.count * features.locations, kRarelyLooked);
+  const int64_t of_all = packed.count * features.locations;
+  const int64_t of_image = rarely == 0 ? of_all : ceil_divide(of_all, rarely);
   std::atomic<int64_t> left{of_image};
   run_tasks(features.images, workers, parallel, [&](int64_t worker, int64_t image) {
     if (left < 0) return;
@@ -204,14 +206,17 @@ NearPairs<T> nearest_patch_within_forward(
     Metric metric,
     const double* limits,  // [P]
     int64_t threads,
-    const Parallel& parallel
+    const Parallel& parallel,
+    int64_t rarely = kRarelyLooked
 ) {
   NearPairs<T> found(features.images);
   PrototypePack<T> pack(nearest, rows, metric);
   const bool l2 = metric == Metric::kSquaredL2 || metric == Metric::kL2;
   const PackedPrototypes<T>& packed = pack.prototypes();
   if (codes == nullptr || !l2 ||
-      !search_by_codes(nearest, *codes, features, packed, limits, threads, parallel, found)) {
+      !search_by_codes(
+          nearest, *codes, features, packed, limits, threads, parallel, rarely, found
+      )) {
     search_by_products(nearest, features, std::move(pack), limits, threads, parallel, found);
   }
   return found;
