@@ -13,6 +13,7 @@ from protofast.report.published import (
     HEAD_ON_STOMACH,
     JPEG,
     JPEG_AUGMENTED,
+    JPEG_SIMILARITY,
     Published,
     PublishedTable,
 )
@@ -20,6 +21,7 @@ from protofast.report.published import (
 # Tables of networks of a special training: the setting that says so, and its value without.
 _SPECIAL = {
     JPEG.name: (("data", "jpeg", "compressed"), "none"),
+    JPEG_SIMILARITY.name: (("data", "jpeg", "compressed"), "none"),
     JPEG_AUGMENTED.name: (("training", "jpeg", "probability"), 0.0),
 }
 

@@ -149,7 +149,8 @@ JPEG = PublishedTable(
 
 JPEG_SIMILARITY = PublishedTable(
     name="Hoffmann et al. 2021, section 4",
-    title="What the strongest prototype’s similarity does when the JPEG artefacts are removed",
+    title="Trained on half the classes compressed by JPEG: the strongest prototype’s similarity "
+    "when the artefacts are removed",
     source=f"{_CUB}; ten images, one of every twentieth class, from the released notebook",
     protocol="released",
     columns=(

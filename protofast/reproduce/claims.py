@@ -392,3 +392,6 @@ EXPERIMENTS = (
     MISALIGNMENT,
     ALIGNED,
 )
+
+DIRECTIONS = tuple(each.key for experiment in EXPERIMENTS for each in experiment.directions)
+"""Keys of all directions."""

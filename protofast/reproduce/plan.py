@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protofast.audits import AUDITS, Audit, build_audits
 from protofast.errors import SettingsError
+from protofast.reproduce.claims import DIRECTIONS
 from protofast.training import Settings, anchored, check_start, load_settings
 from protofast.training.settings_file import PLACES
 
@@ -144,6 +145,12 @@ class Plan(_Frozen):
                 raise ValueError(
                     f"model {name} cannot start from {start}: that must be a model of the plan "
                     "that starts from none itself"
+                )
+        for key in self.remarks:
+            if key not in DIRECTIONS:
+                raise ValueError(
+                    f"remarks are on directions, and {key} is none; there are "
+                    f"{', '.join(DIRECTIONS)}"
                 )
         measured: dict[tuple[str, str, str], str] = {}
         for audit in self.audits:

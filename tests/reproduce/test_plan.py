@@ -188,6 +188,11 @@ def _plan(tmp_path, text) -> Plan:
         ('["robust_accuracy"]', '["robust_accuracy"]\nset = ["jpeg.top=1"]', "must begin with"),
         ('["robust_accuracy"]', '["robust_accuracy"]\nprotocols = ["targeted"]', "knows none of"),
         ('["robust_accuracy"]', '["robust_accuracy"]\nprotocols = ["papers"]', "protocols.0"),
+        (
+            "seeds = [3]",
+            "seeds = [3]\nremarks = {hos = 'why'}",
+            "hos is none; there are hos-st",
+        ),
         ("seeds = [3]", "seeds = [3", "is not valid TOML"),
     ],
 )
