@@ -32,7 +32,7 @@ const WindowShape kWindowShapes[] = {
     {2, 5, 3, 4, 5, {1, 3, 5}},
     {2, 5, 3, 4, 5, {3, 1, 5}},
     {3, 1, 4, 3, 3, {1, 1, 3}},       // single patches
-    {17, 40, 65, 7, 7, {3, 2, 7}},    // several chunks, several segments of the depth
+    {7, 20, 65, 7, 7, {3, 2, 7}},     // several chunks, several segments of the depth
     {2, 16, 40, 12, 11, {2, 2, 11}},  // more than one block to an image
 };
 
@@ -127,7 +127,6 @@ void for_every_problem(const Check& check) {
       for (const Layout layout : kLayouts) {
         WindowProblem<T> problem(shape, layout, seed);
         check(problem, set, kMetrics[seed % 4]);
-        check(problem, set, kMetrics[(seed + 1) % 4]);
         ++seed;
       }
     }
@@ -250,30 +249,28 @@ template <typename T>
 void check_nearest_patch_gradients(WindowProblem<T>& problem, InstructionSet set, Metric metric) {
   const Found<T> found = search(problem.unfolded, set, metric);
   const std::vector<T> slopes = random_numbers<T>(found.distances.size(), 3);
-  for (const int64_t threads : {1, 3}) {
-    check_gradients(
-        problem,
-        [&](const FeatureMap& features,
-            const PrototypeMatrix& prototypes,
-            const FeatureMap& grad_features,
-            const PrototypeMatrix& grad_prototypes) {
-          nearest_patch_gradients<T>(
-              kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
-              {nullptr, slopes.data()},
-              features,
-              prototypes,
-              found.distances.data(),
-              found.locations.data(),
-              metric,
-              similarity_for(metric),
-              threads,
-              Threads(),
-              &grad_features,
-              &grad_prototypes
-          );
-        }
-    );
-  }
+  check_gradients(
+      problem,
+      [&](const FeatureMap& features,
+          const PrototypeMatrix& prototypes,
+          const FeatureMap& grad_features,
+          const PrototypeMatrix& grad_prototypes) {
+        nearest_patch_gradients<T>(
+            kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
+            {nullptr, slopes.data()},
+            features,
+            prototypes,
+            found.distances.data(),
+            found.locations.data(),
+            metric,
+            similarity_for(metric),
+            3,
+            Threads(),
+            &grad_features,
+            &grad_prototypes
+        );
+      }
+  );
 }
 
 TEST(nearest_patch_gradients_in_float) {
