@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import Place, command
+from copies import copy_run, unspoilt
 from PIL import Image
 from threads import one_thread
 
@@ -77,17 +78,18 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture
-def place(original: Place, tmp_path: Path) -> Place:
+def place(original: Place, tmp_path: Path) -> Iterator[Place]:
     """A copy of run, images and settings that a test may spoil."""
     copy = Place(tmp_path / "run", tmp_path / "photos", tmp_path / "tiny.toml")
-    shutil.copytree(original.run, copy.run)
+    copy_run(original.run, copy.run)
     shutil.copytree(original.photos, copy.photos)
     copy.settings.write_text(SETTINGS.format(root=copy.photos))
     settings = copy.run / "settings.toml"
     text = settings.read_text()
     assert str(original.photos) in text
     settings.write_text(text.replace(str(original.photos), str(copy.photos)))
-    return copy
+    with unspoilt(original.run):
+        yield copy
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import Place, command, start, until, wait
+from copies import copy_run
 
 from protofast.audits import AUDITS, audit_runs, build_audits
 from protofast.audits.runs import run_names
@@ -117,7 +118,7 @@ def test_two_runs_side_by_side(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(place.run, other)
+    copy_run(place.run, other)
     monkeypatch.chdir(tmp_path)
     out = command("audit", place.run, other, *FEW, "--protocol", "all").done()
     folder = tmp_path / "audits" / "run-vs-other" / "all"
@@ -237,14 +238,14 @@ def test_pictures_do_not_get_among_the_images(place: Place) -> None:
     assert "is in the folder of the run's images (data.root" in answer.error
     assert not out.exists()
     inside = place.photos / ".runs" / "run"
-    shutil.copytree(place.run, inside)
+    copy_run(place.run, inside)
     answer = command("audit", inside, *FEW)
     assert "is in the folder of the run's images (data.root" in answer.err
 
 
 def test_runs_that_do_not_belong_together(place: Place, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    shutil.copytree(place.run, other)
+    copy_run(place.run, other)
     settings = other / "settings.toml"
     text = settings.read_text()
     settings.write_text(text.replace("size = 32", "size = 48"))
@@ -262,7 +263,7 @@ def test_runs_that_do_not_belong_together(place: Place, tmp_path: Path) -> None:
 
 def test_compressed_classes_are_audited_as_they_were_before(place: Place, tmp_path: Path) -> None:
     other = tmp_path / "compressed"
-    shutil.copytree(place.run, other)
+    copy_run(place.run, other)
     settings = other / "settings.toml"
     text = settings.read_text()
     assert 'compressed = "none"' in text
@@ -350,7 +351,7 @@ def test_a_run_is_the_same_however_it_is_typed(
 
 def test_a_folder_whose_name_is_no_utf8(place: Place, tmp_path: Path) -> None:
     run = tmp_path / "caf\udce9"
-    shutil.copytree(place.run, run)
+    copy_run(place.run, run)
     for _ in range(2):
         assert f"numbers: {tmp_path}/caf\\udce9/audits/paper" in command("audit", run, *FEW).done()
     said = json.loads((run / "audits" / "paper" / "audit.json").read_text())

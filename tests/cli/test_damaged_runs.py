@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from commands import Place, command
+from copies import replace
 
 READERS = ("evaluate", "project", "prune", "explain")
 
@@ -32,7 +33,7 @@ def test_checkpoints(place: Place, name: str) -> None:
         _flip,
     ]
     for damage in damages:
-        file.write_bytes(damage(whole))
+        replace(file, damage(whole))
         before = place.state()
         answer = command(name, place.run)
         assert answer.code == 1
@@ -70,13 +71,13 @@ def test_resuming_goes_back_to_the_newest_whole_checkpoint(place: Place) -> None
     latest = (place.run / "checkpoints" / "latest").read_text().strip()
     assert latest == "last_layer-1-0"
     file = place.run / "checkpoints" / f"{latest}.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
+    replace(file, file.read_bytes()[:-1])
     out = command("train", "--resume", place.run, "--no-report").done()
     assert f"{file} is cut short or damaged" in out
     assert "resumed from checkpoint project-1: 3 of 4 steps are done" in out
     assert (place.run / "checkpoints" / "latest").read_text().strip() == latest
     for other in (place.run / "checkpoints").glob("*.safetensors"):
-        other.write_bytes(b"")
+        replace(other, b"")
     answer = command("train", "--resume", place.run)
     assert "no checkpoint in" in answer.error
     assert "start the run again in another folder" in answer.error

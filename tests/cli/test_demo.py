@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import command, start, until, wait
+from copies import copy_run
 
 TINY = tuple(
     word
@@ -44,7 +45,7 @@ def test_two_reports_and_an_audit(finished: tuple[Path, str]) -> None:
 
 def test_what_is_done_is_not_done_again(finished: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "birds"
-    shutil.copytree(finished[0], out)
+    copy_run(finished[0], out)
     written = {
         file: file.stat().st_mtime_ns
         for pattern in ("*/checkpoints/*", "*/report.html", "audit/units/**/*.json")

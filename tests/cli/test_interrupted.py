@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 from commands import Answer, Place, command, start, until, wait
+from copies import replace
 
 LONG = ("--set", "training.schedule.epochs=1000", "--set", "training.schedule.warm_epochs=999")
 
@@ -169,5 +170,7 @@ def _restore(run: Path, state: dict[str, bytes]) -> None:
         if file.is_file() and str(file.relative_to(run)) not in state:
             file.unlink()
     for name, content in state.items():
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_bytes(content)
+        file = run / name
+        if not file.is_file() or file.read_bytes() != content:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace(file, content)

@@ -1,9 +1,9 @@
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from copies import copy_run, unspoilt
 from explained_run import Trained, explain_tiny, train_tiny
 
 from protofast.training import RunFolder
@@ -24,9 +24,10 @@ def explained(trained: Trained) -> Path:
 
 
 @pytest.fixture
-def copy(explained: Path, tmp_path: Path) -> RunFolder:
+def copy(explained: Path, tmp_path: Path) -> Iterator[RunFolder]:
     """A copy of the explained run that a test may spoil."""
-    return RunFolder.open(shutil.copytree(explained, tmp_path / "copy"))
+    with unspoilt(explained):
+        yield RunFolder.open(copy_run(explained, tmp_path / "copy"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
 """Runs that are not as they were, images of all sizes, and what cannot be explained."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from copies import copy_run
 from explained_run import Trained, explain_tiny, summary_of
 
 from protofast.data import Batches, ImageSet, MemoryImageSet, Splits
@@ -159,7 +159,7 @@ def test_problems_are_said_in_one_line(trained: Trained, tmp_path: Path) -> None
         explain_run(run.path, model, data, checkpoint="x")
     model = run.load_model("best").model
     bad = tmp_path / "run"
-    shutil.copytree(run.path, bad)
+    copy_run(run.path, bad)
     (bad / "prototypes" / "prototypes.json").write_text('[{"proto')
     with pytest.raises(RunFolderError, match="not readable as JSON"):
         explain_run(bad, model, data, checkpoint="x")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from audit_folder import write_audit_folder
+from copies import copy_run, unspoilt
 from explained_run import explain_tiny, train_tiny
 
 from protofast.report import build_audit_report, build_report
@@ -20,11 +21,10 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(explained: Path, tmp_path: Path) -> Path:
+def run(explained: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the run that a test may spoil."""
-    copy = tmp_path / "run"
-    shutil.copytree(explained, copy)
-    return copy
+    with unspoilt(explained):
+        yield copy_run(explained, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from copies import replace
 from explained_run import explain_tiny, summary_of, train_tiny
 from html_page import HOSTILE, Page, assert_self_contained
 
@@ -136,9 +137,9 @@ def test_explanations_of_other_weights_are_called_out_of_date(run: Path) -> None
     )
     file = run / "checkpoints" / f"{name}.safetensors"
     weights = file.read_bytes()
-    file.write_bytes(weights[:-1] + b"\x01")
+    replace(file, weights[:-1] + b"\x01")
     assert "the explanations below are of checkpoint" in _page(run).text
-    file.write_bytes(weights)
+    replace(file, weights)
     for pointer in ("best", "latest"):
         (run / "checkpoints" / pointer).write_text(other + "\n")
     text = _page(run).text
@@ -316,7 +317,7 @@ def test_numbers_of_other_weights_are_called_out_of_date(run: Path) -> None:
     file = run / "checkpoints" / f"{name}.safetensors"
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    replace(file, file.read_bytes()[:-1] + b"\x01")
     sentence = f"the numbers of the evaluation below are of checkpoint {name}, whose weights have"
     assert sentence in _page(run).text
     _edit(run / "evaluation" / "metrics.json", sha256=None)  # as older versions wrote it

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from copies import copy_run, unspoilt
 from threads import one_thread
 
 from protofast.audits import audit_runs
@@ -85,7 +86,8 @@ def finished(plan, tmp_path_factory):
     grid = Grid(plan, tmp_path_factory.mktemp("grid") / "tiny")
     first, second, third = Workshop(stop_after=3), Workshop(), Workshop()
     codes = [workshop.carry_out(grid) for workshop in (first, second, third)]
-    return grid, codes, [first.did, second.did, third.did]
+    with unspoilt(grid.folder):
+        yield grid, codes, [first.did, second.did, third.did]
 
 
 def test_what_is_done_is_not_done_again(finished):
@@ -115,7 +117,7 @@ def test_a_grid_can_be_opened_again(finished, plan):
 
 
 def copy_of(grid, tmp_path, plan=None):
-    shutil.copytree(grid.folder, tmp_path / "copy")
+    copy_run(grid.folder, tmp_path / "copy")
     return Grid(plan or grid.plan, tmp_path / "copy")
 
 
@@ -145,7 +147,7 @@ def test_other_weights_are_audited_anew(finished, tmp_path):
     workshop = Workshop(stop_after=1)
     assert workshop.carry_out(grid) == 130
     assert workshop.did == ["train aligned-0"]
-    shutil.copytree(grid.run("standard", 0), grid.run("aligned", 0))  # weights, but not these
+    copy_run(grid.run("standard", 0), grid.run("aligned", 0))  # weights, but not these
     (audit,) = [cell for cell in grid.cells() if cell.path.name == "accuracy-0"]
     assert not grid.done(audit)
 
@@ -153,7 +155,7 @@ def test_other_weights_are_audited_anew(finished, tmp_path):
 def test_a_model_whose_start_was_trained_anew_is_not_done(finished, tmp_path):
     grid = copy_of(finished[0], tmp_path)
     shutil.rmtree(grid.run("standard", 0))
-    shutil.copytree(grid.run("standard", 1), grid.run("standard", 0))  # trained, but to others
+    copy_run(grid.run("standard", 1), grid.run("standard", 0))  # trained, but to others
     settings = grid.run("standard", 0) / "settings.toml"
     settings.write_text((finished[0].run("standard", 0) / "settings.toml").read_text())
     missing = [cell.path.name for cell in grid.cells() if not grid.done(cell)]

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from copies import copy_run, unspoilt
 from threads import one_thread
 
 from protofast.data import Splits
 from protofast.models import ProtoPNet, build_backbone
-from protofast.training import Result, Settings, build_data, load_settings, train
+from protofast.training import Result, RunFolder, Settings, build_data, load_settings, train
 
 TINY = """
 [data]
@@ -93,6 +94,13 @@ def done(
     """The tiny run, finished: its folder is for reading, whoever changes it takes a copy."""
     with one_thread():
         return train(tiny(), tmp_path_factory.mktemp("done") / "run", data=birds)
+
+
+@pytest.fixture
+def copy(done: Result, tmp_path: Path) -> Iterator[RunFolder]:
+    """A copy of the finished run that a test may spoil."""
+    with unspoilt(done.folder.path):
+        yield RunFolder.open(copy_run(done.folder.path, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

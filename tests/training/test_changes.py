@@ -1,9 +1,10 @@
 """Other settings, other images, lost checkpoints: what is taken up, and what is refused."""
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from copies import copy_run, unspoilt
 from small_runs import Tiny, prototype_table, train_for
 from threads import one_thread
 
@@ -31,9 +32,10 @@ def finished(tiny: Tiny, birds: Splits, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> RunFolder:
+def run(finished: Path, tmp_path: Path) -> Iterator[RunFolder]:
     """A copy of it."""
-    return RunFolder.open(shutil.copytree(finished, tmp_path / "run"))
+    with unspoilt(finished):
+        yield RunFolder.open(copy_run(finished, tmp_path / "run"))
 
 
 def _steps(folder: RunFolder) -> list[tuple[str, int]]:

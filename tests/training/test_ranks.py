@@ -4,11 +4,11 @@ The alignment loss is part of it, whose second pass must be averaged over ranks 
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from copies import copy_run
 from scripts import run_script
 from small_runs import Tiny
 
@@ -63,7 +63,7 @@ def test_the_last_layer_learns_as_on_one_rank(
 ) -> None:
     # There batch norm stands still, so two batches of four are the same as one of eight.
     path = tmp_path / "one"
-    shutil.copytree(two_ranks.path, path)
+    copy_run(two_ranks.path, path)
     for name in ("last_layer-2-0", "last_layer-2-1"):
         (path / "checkpoints" / f"{name}.safetensors").unlink()
     (path / "checkpoints" / "latest").write_text("project-2\n")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from copies import replace
 from small_runs import Tiny, different, prototype_table, train_for
 from torch import Tensor
 
@@ -14,20 +15,10 @@ from protofast.errors import DataError, RunFolderError, SettingsError
 from protofast.training import Refined, Result, RunFolder, project_run, prune_run, train
 
 
-@pytest.fixture(scope="module")
-def finished(done: Result) -> dict[str, bytes]:
-    """The files of a finished run."""
-    return _files(done.folder.path)
-
-
 @pytest.fixture
-def run(finished: dict[str, bytes], tmp_path: Path) -> RunFolder:
-    """A copy of the finished run."""
-    for name, content in finished.items():
-        file = tmp_path / "run" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-    return RunFolder.open(tmp_path / "run")
+def run(copy: RunFolder) -> RunFolder:
+    """A finished run."""
+    return copy
 
 
 def _files(path: Path) -> dict[str, bytes]:
@@ -246,7 +237,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_been_refined(
     assert run.pointer("best") == pruned.checkpoint
     assert run.pointer("latest") == latest
     if spoil_latest:  # the refined ones are newer, but nothing can be resumed from them
-        (run.checkpoints / f"{latest}.safetensors").write_bytes(b"")
+        replace(run.checkpoints / f"{latest}.safetensors", b"")
     result = train(None, run.path, resume=True, data=birds)
     assert result.finished
     assert different(done.folder, run) == []

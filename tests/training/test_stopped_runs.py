@@ -1,24 +1,18 @@
 """How small runs stop, how they are taken up again, and what stops no run."""
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from copies import replace
 from small_runs import Tiny, assert_same_end, train_for, train_in_pieces
 
 from protofast.data import Splits
 from protofast.errors import CheckpointError, RunFolderError, SettingsError
 from protofast.training import Result, RunFolder, train
 from protofast.training.progress import Silence
-
-
-@pytest.fixture
-def copy(done: Result, tmp_path: Path) -> RunFolder:
-    """A copy of the finished run."""
-    return RunFolder.open(shutil.copytree(done.folder.path, tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
@@ -98,7 +92,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     done: Result, copy: RunFolder, birds: Splits
 ) -> None:
     file = copy.checkpoints / "last_layer-2-1.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
+    replace(file, file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"cut short.*others in this run: .*project-2"):
         copy.load_model("latest")
     result = train(None, copy.path, resume=True, data=birds)
@@ -108,7 +102,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert "resumed from checkpoint last_layer-2-0" in log
     assert_same_end(done.folder, copy)
     for name in copy.names():
-        (copy.checkpoints / f"{name}.safetensors").write_bytes(b"nothing")
+        replace(copy.checkpoints / f"{name}.safetensors", b"nothing")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
         train(None, copy.path, resume=True, data=birds)
 
