@@ -17,7 +17,7 @@ from protofast import ProtoPNet
 from protofast.pruning import nearest_images, prune_prototypes
 
 pytestmark = pytest.mark.benchmark(timer=synchronised)
-IMAGES, LITERAL_IMAGES, QUICK_IMAGES = 6000, 600, 75
+IMAGES, LITERAL_IMAGES, QUICK_IMAGES = 6000, 600, 150  # two batches: one without limits
 K, THRESHOLD = 6, 3
 
 

@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nearest_patch_within(
   const NearestPatchTable& table = PROTOFAST_TABLE(nearest_patch, set);
   const ScalarType type = result_type(features, prototypes);
   std::optional<std::tuple<Tensor, Tensor, Tensor, Tensor>> result;
-  const Tensor source = readable(features), rows = torch::stable::contiguous(prototypes);
+  const Tensor source = readable(features), rows = readable_prototypes(prototypes);
   const Tensor bounds = torch::stable::contiguous(limits);
   const FeatureMap map = read_map(source, rows);
   const double steps = static_cast<double>(map.images) * map.locations * rows.numel();
