@@ -16,7 +16,13 @@ from protofast.interop.contract import (
     unwrapped,
 )
 from protofast.models import Output, PrototypeModel, ReceptiveField
-from protofast.ops import distance_map, nearest_patch, similarity_map
+from protofast.ops import (
+    NearPairs,
+    distance_map,
+    nearest_patch,
+    nearest_patch_within,
+    similarity_map,
+)
 
 
 class NormalizedModel(PrototypeModel):
@@ -77,6 +83,13 @@ class NormalizedModel(PrototypeModel):
                 features, vectors, metric=metric, similarity="linear"
             )
         return Output(network.last_layer(activations), activations, distances, locations)
+
+    def nearest_patch_within(self, features: Tensor, limits: Tensor) -> NearPairs:
+        """Of what `classify` finds, the pairs with a distance of at most `limits` (float64 [P])."""
+        vectors, metric = self._formulas.compared(self.network)
+        if vectors.dtype not in (torch.float32, torch.float64):  # whose distances are rounded
+            return super().nearest_patch_within(features, limits)
+        return nearest_patch_within(features, vectors, limits, metric=metric)
 
     def similarity_map(self, features: Tensor, index: Tensor | None = None) -> Tensor:
         """Similarity to every patch, [N, K, H, W], of the prototypes `index` [N, K] (None: all)."""

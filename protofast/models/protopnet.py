@@ -129,7 +129,7 @@ class ProtoPNet(PrototypeModel):
     def nearest_patch_within(self, features: Tensor, limits: Tensor) -> NearPairs:
         """Of the prototype layer, the pairs with a distance of at most `limits` (float64 [P])."""
         layer = self.prototype_layer
-        own_rule = type(self).nearest_patch is not ProtoPNet.nearest_patch
+        own_rule = getattr(self.nearest_patch, "__func__", None) is not ProtoPNet.nearest_patch
         if own_rule or type(layer) is not PrototypeLayer or layer.is_frozen:
             return super().nearest_patch_within(features, limits)
         return nearest_patch_within(features, layer.prototypes, limits, metric=layer.metric)

@@ -9,6 +9,7 @@ from torch import nn
 
 import protofast
 from protofast import interop
+from protofast.models.protocol import PrototypeModel
 from protofast.pruning import prune_prototypes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
@@ -43,6 +44,10 @@ def test_it_gives_what_the_network_gives(kind, activation, accelerated) -> None:
     assert torch.allclose(at, output.activations, atol=1e-5)
     index = torch.tensor([[3, 0]]).expand(6, 2)
     assert torch.equal(model.similarity_map(features, index), similarities[:, [3, 0]])
+    limits = output.distances.double().median(dim=0).values
+    near = model.nearest_patch_within(features, limits)
+    plainly = PrototypeModel.nearest_patch_within(model, features, limits)
+    assert all(torch.equal(a, b) for a, b in zip(near, plainly, strict=True))
     assert model.prototype_class.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert model.input_size == (32, 32)
     assert model.receptive_field().box(5) == (6, 6, 17, 17)
