@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from dimming import Counting, DimmingSettings, Run, small_birds, small_model
+from threads import one_thread
 
 from protofast.audits import AuditedModel, AuditResult, run_audits
 from protofast.data import ImageSet
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
+@pytest.fixture(scope="module", name="one_thread")
+def _one_thread() -> Iterator[None]:
     """What is compared bit for bit is computed by one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from dimming import UNITS, Run, timeless
+from disk_space import largest_file
 
 from protofast.audits import Picture
 from protofast.audits.files import AuditFolder, Unit, fingerprint, table_text
@@ -135,13 +135,8 @@ def test_a_full_disk_loses_nothing(run: Run, whole: Path, tmp_path: Path) -> Non
         run(fail_at=2)
     units = sorted((tmp_path / "audit" / "units" / "a" / "dimming-paper").iterdir())
     content = [file.read_bytes() for file in units]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(200), pytest.raises(OSError, match="File too large") as caught:
+        run()
     assert caught.value.errno == errno.EFBIG
     assert str(caught.value.filename).endswith("0002.json")
     assert [file.read_bytes() for file in units] == content

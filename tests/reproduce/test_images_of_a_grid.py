@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-import torch
 from PIL import Image
+from threads import one_thread
 
 from protofast.data import open_birds
 from protofast.errors import DataError
@@ -43,11 +43,9 @@ def home(tmp_path_factory):
         file = home / "photos" / f"kind {int(drawn.labels[index])}" / f"{index:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn.image(index).permute(1, 2, 0).numpy()).save(file)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     grid = Grid(load_plan(home / "plan.toml"), home / "grid")
-    train(grid.plan.settings("standard", 0), grid.run("standard", 0))
-    torch.set_num_threads(before)
+    with one_thread():
+        train(grid.plan.settings("standard", 0), grid.run("standard", 0))
     return home
 
 
