@@ -2,9 +2,12 @@
 // nearest_patch, which has tests of its own, for exactly the pairs within the limits.
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "cpu/nearest_patch_within/run.h"
@@ -212,6 +215,50 @@ TEST(hardly_anything_is_looked_at) {
   }
   CHECK(found == 320);
   CHECK(looked < 3 * 320);  // of 8 * 49 * 320 distances
+}
+
+// Two threads, three images. The first image needs too many looks, so the third is skipped; the
+// second, which began before that, needs none and ends after it.
+std::atomic<int> begun{0};
+
+int64_t many_looks_then_none(
+    const CodedPrototypes<float>& prototypes,
+    const CodedImage<float>& image,
+    int64_t panel,
+    NearPair<float>* found,
+    int64_t* looked
+) {
+  const CodeKernels<float>* codes = code_kernels_for<float>(supported_instruction_sets().front());
+  const int turn = begun++;
+  int64_t ignored = 0;
+  const int64_t count = codes->search(prototypes, image, panel, found, &ignored);
+  if (turn == 0) {
+    while (begun < 2) std::this_thread::yield();
+    *looked += prototypes.count * image.locations / 7;  // 2.3 of 16 parts
+  }
+  if (turn == 1) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  return count;
+}
+
+TEST(an_image_that_was_skipped_is_searched_by_products) {
+  const InstructionSet set = supported_instruction_sets().front();
+  const CodeKernels<float>* codes = code_kernels_for<float>(set);
+  if (codes == nullptr) return;
+  CodeKernels<float> slow = *codes;
+  slow.search = many_looks_then_none;
+  Problem<float> problem({3, kCodeLanes, 20, 49}, Layout::kNchw, 5);
+  const std::vector<double> limits(kCodeLanes, kInfinity);
+  const NearPairs<float> found = nearest_patch_within_forward<float>(
+      kernels_of<float>(PROTOFAST_TABLE(nearest_patch, set)),
+      &slow,
+      problem.map(),
+      problem.matrix(),
+      Metric::kSquaredL2,
+      limits.data(),
+      2,
+      Threads()
+  );
+  check_same(found, search(problem, set, Metric::kSquaredL2), limits);
 }
 
 }  // namespace

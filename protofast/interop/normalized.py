@@ -23,6 +23,7 @@ from protofast.ops import (
     nearest_patch_within,
     similarity_map,
 )
+from protofast.ops.arguments import compute_dtype
 
 
 class NormalizedModel(PrototypeModel):
@@ -87,7 +88,7 @@ class NormalizedModel(PrototypeModel):
     def nearest_patch_within(self, features: Tensor, limits: Tensor) -> NearPairs:
         """Of what `classify` finds, the pairs with a distance of at most `limits` (float64 [P])."""
         vectors, metric = self._formulas.compared(self.network)
-        if vectors.dtype not in (torch.float32, torch.float64):  # whose distances are rounded
+        if vectors.dtype != compute_dtype(features, vectors):  # `classify` rounds to it
             return super().nearest_patch_within(features, limits)
         return nearest_patch_within(features, vectors, limits, metric=metric)
 

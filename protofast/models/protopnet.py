@@ -130,7 +130,8 @@ class ProtoPNet(PrototypeModel):
         """Of the prototype layer, the pairs with a distance of at most `limits` (float64 [P])."""
         layer = self.prototype_layer
         own_rule = getattr(self.nearest_patch, "__func__", None) is not ProtoPNet.nearest_patch
-        if own_rule or type(layer) is not PrototypeLayer or layer.is_frozen:
+        own_layer = type(layer) is not PrototypeLayer or "forward" in vars(layer)
+        if own_rule or own_layer or layer._forward_hooks or layer.is_frozen:
             return super().nearest_patch_within(features, limits)
         return nearest_patch_within(features, layer.prototypes, limits, metric=layer.metric)
 

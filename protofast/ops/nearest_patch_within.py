@@ -34,8 +34,8 @@ def nearest_patch_within(
     What a search for the nearest images needs once it knows a few: distances and locations are
     those of `nearest_patch`, and pairs farther apart than the prototype's limit are left out. On
     processors with AVX-512 VNNI a first look in 8-bit integers, with a bound on its error, finds
-    most of these several times faster than they can be computed (docs/kernels.md). Not
-    differentiable.
+    most of these several times faster than they can be computed (docs/kernels.md), by `squared_l2`
+    and `l2`. Not differentiable.
 
     Args:
         features: [N, D, H, W], as for `nearest_patch`.

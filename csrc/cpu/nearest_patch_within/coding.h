@@ -171,7 +171,8 @@ void code_panel(const CodedPrototypes<T>& prototypes, int64_t panel) {
 }
 
 // The scale of an image's codes: such that they reach over its range, and that no term of a score
-// exceeds 2^29, and no term of a threshold 2^40 units; coarser codes are no less right.
+// exceeds 2^29, and none of a threshold (but for the limit's) 2^40 units; coarser codes are no less
+// right.
 template <typename T>
 inline double scale_of(const CodedPrototypes<T>& prototypes, const Extremes<T>& extremes) {
   const double depth = static_cast<double>(prototypes.depth), other = prototypes.scale;

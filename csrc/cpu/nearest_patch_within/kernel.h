@@ -23,11 +23,12 @@
 //
 // its score is at least the integer that `threshold` finds. Rounding is covered: that of coding and
 // of the centre in the errors (kCodeError), that of distances in the root (root_of_limit), that of
-// the threshold, whose terms stay below 2^40 units by the choice of scale_z, in two units that are
-// subtracted from it. Pairs with a score above it are looked at: the patch of the best score first,
-// then those whose score allows a distance no larger than its, by direct differences as in
-// nearest_patch: first least location, same bits. What is found thus depends on no code. An image
-// with numbers that are not finite, or so large that a distance might not be, is scanned.
+// the threshold in two units that are subtracted from it: its terms stay below 2^40 units by the
+// choice of scale_z, but for limits so large that it lies below every score. Pairs with a score
+// above it are looked at: the patch of the best score first, then those whose score allows a
+// distance no larger than its, by direct differences as in nearest_patch: first least location,
+// same bits. What is found thus depends on no code. An image with numbers that are not finite, or
+// so large that a distance might not be, is scanned.
 #pragma once
 
 #include <immintrin.h>

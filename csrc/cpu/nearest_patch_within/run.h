@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,7 +17,7 @@ namespace protofast {
 
 // The kernels of a first look in 8-bit integers, or null where this instruction set has none.
 template <typename T>
-const CodeKernels<T>* code_kernels_for(InstructionSet set) {
+const CodeKernels<T>* code_kernels_for([[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__)
   if (set == InstructionSet::kAvx512 && has_byte_dot_products()) {
     if constexpr (std::is_same_v<T, float>) {
@@ -149,8 +150,12 @@ bool search_by_codes(
   const int64_t of_all = packed.count * features.locations;
   const int64_t of_image = rarely == 0 ? of_all : ceil_divide(of_all, rarely);
   std::atomic<int64_t> left{of_image};
+  std::atomic<bool> skipped{false};  // for good: images that are done later may add to `left` again
   run_tasks(features.images, workers, parallel, [&](int64_t worker, int64_t image) {
-    if (left < 0) return;
+    if (skipped || left < 0) {
+      skipped = true;
+      return;
+    }
     const CodedImage<T>& coded =
         workspaces[worker].code(nearest, kernels, codes.prototypes(), features, image);
     std::vector<NearPair<T>>& pairs = found[image];
@@ -162,7 +167,7 @@ bool search_by_codes(
     }
     left += of_image - looked;
   });
-  return left >= 0;
+  return !skipped;
 }
 
 // By all distances.
