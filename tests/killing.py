@@ -53,5 +53,9 @@ def killed_in_time(child: int, progress: Callable[[], int], *, more: int, patien
             deadline = time.monotonic() + patience
         time.sleep(0.0005)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    if status != 0:  # it failed by itself, just before
+        raise SystemExit(f"an attempt failed with status {status}")
+    return False

@@ -18,6 +18,7 @@ from protofast.files import sha256_of
 from protofast.settings_tree import leaves
 from protofast.training import RunFolder, build_data, check_classes, other_images
 from protofast.training.settings import DataSettings
+from protofast.training.settings_file import PLACES
 
 _LONGEST_NAME = 60  # of a run, in characters; several stand side by side in one file name
 # What is done to a run's images on purpose; audits look at images as they are.
@@ -74,8 +75,13 @@ def audit_runs(
     )
 
 
-def shared_data(folders: Sequence[RunFolder]) -> DataSettings:
+def shared_data(folders: Sequence[RunFolder], place: DataSettings | None = None) -> DataSettings:
     """The data settings whose test images all runs are audited on: the first run's.
+
+    Args:
+        folders: The runs.
+        place: Where the images of all runs are now, if not where they were trained; the caller has
+            compared the images.
 
     Raises:
         DataError: Another run has other test images.
@@ -83,11 +89,12 @@ def shared_data(folders: Sequence[RunFolder]) -> DataSettings:
     """
     if not folders:
         raise RunFolderError("there is no run to audit")
-    places = [folder.path.resolve() for folder in folders]
-    for place, folder in zip(places, folders, strict=True):
-        if places.count(place) > 1:
+    paths = [folder.path.resolve() for folder in folders]
+    for path, folder in zip(paths, folders, strict=True):
+        if paths.count(path) > 1:
             raise RunFolderError(f"{folder.path} is given twice; an audit takes each run once")
-    first, *others = [folder.settings.data for folder in folders]
+    moved = {} if place is None else {key: getattr(place, key) for key in PLACES}
+    first, *others = [folder.settings.data.model_copy(update=moved) for folder in folders]
     for folder, other in zip(folders[1:], others, strict=True):
         different = _differences(first, other)
         if different:

@@ -41,6 +41,7 @@ from protofast.errors import SettingsError
 from protofast.files import sha256_of
 from protofast.report import write_audit_report
 from protofast.training import RunFolder
+from protofast.training.settings import DataSettings
 
 Entry = dict[str, Any]
 
@@ -64,6 +65,7 @@ def audit_and_report(
     batch_size: int | None = None,
     in_batches: Callable[[int], str] | None = None,
     replace: bool = False,
+    place: DataSettings | None = None,
 ) -> int:
     """Audit runs, print the numbers and write the report; the exit code.
 
@@ -78,6 +80,7 @@ def audit_and_report(
         batch_size: Images that go through a model at once, at most; None for the device's number.
         in_batches: The command that goes on in batches of so many images.
         replace: Whether numbers of other audits, models or seeds may be replaced in `out`.
+        place: Where the images of all runs are now; None: where they were trained.
 
     Raises:
         SettingsError: `out` is among the images, or holds numbers that would be lost.
@@ -86,7 +89,7 @@ def audit_and_report(
     started = time.monotonic()
     folders = [open_run(run, checkpoint) for run in runs]
     _keep_out_of_data(out, folders)
-    settings = shared_data(folders)
+    settings = shared_data(folders, place)
     if not replace:
         _check_replaced(out, folders, audits, checkpoint, seed)
     try:

@@ -119,6 +119,7 @@ def reproduce(
             device=chosen,
             again=again,
             replace=True,
+            place=wanted.settings(audits.models[0], seed, said).data,
         )
         write_page(grids, page)
         return code

@@ -105,7 +105,7 @@ class CompressedImageSet(ImageSet):
 
     As in the released code, files are compressed as they are after cropping, before they are
     resized (:meth:`ImageSet.altered`); images without files at the size that they have. Resizing
-    averages the artefacts away where files are much larger than what the network sees: with
+    may average artefacts away where files are much larger than what the network sees: with
     ``at="input"`` images are compressed afterwards, at ``source.size``. Training images are
     augmented afterwards; the released code reads files that were augmented before.
 

@@ -242,13 +242,16 @@ def _difference(entry: Any, models: Sequence[AuditedModel]) -> Difference:
     measure = _measure(entry)
     if measure.value is None or measure.low is None or measure.high is None:
         raise ValueError("its value or interval is missing")
+    differ = _whole(entry.get("differ"))
+    if differ is None:
+        raise ValueError("on how many images the models differ is missing")
     return Difference(
         first,
         second,
         _text(entry, "audit"),
         _text(entry, "protocol"),
         measure,
-        _whole(entry.get("differ")) or 0,
+        differ,
     )
 
 

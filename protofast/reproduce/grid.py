@@ -29,6 +29,7 @@ from protofast.training.images import checksums, other_checksums
 from protofast.training.schedule import find_place
 from protofast.training.schedule import plan as steps_of
 from protofast.training.settings import DataSettings
+from protofast.training.settings_file import PLACES
 
 Work = Literal["train", "audit"]
 
@@ -223,7 +224,9 @@ class Grid:
             return
         wanted = self.plan.settings(cell.name, cell.seed, self.data, self._start_of(cell))
         there = RunFolder.open(cell.path).settings
-        changed = [text for text in differences(there, wanted) if "data.root" not in text]
+        # Images in another place are compared themselves.
+        places = tuple(f"data.{key}" for key in PLACES)
+        changed = [text for text in differences(there, wanted) if not text.startswith(places)]
         if changed:
             raise SettingsError(
                 f"{cell.path} was trained with other settings: {', '.join(changed)}; delete it, "

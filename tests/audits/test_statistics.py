@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from protofast.audits.statistics import mean_number, share_number
+from protofast.audits.statistics import mean_number, paired_shares, share_number
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,28 @@ def test_a_share_has_wilsons_interval(hits, low, high):
     assert (number.value, number.n, number.unit) == (10 * hits, 10, "%")
     assert number.low == pytest.approx(low, abs=0.005)
     assert number.high == pytest.approx(high, abs=0.005)
+
+
+def test_paired_shares_have_newcombes_interval():
+    """Newcombe 1998, table III: 36 both, 12 the one alone, 2 the other alone, of 50."""
+    one = [True] * 36 + [False] * 2 + [True] * 12
+    other = [True] * 36 + [True] * 2 + [False] * 12
+    number = paired_shares("key", "label", other, one, better="higher")
+    assert (number.value, number.n, number.unit, number.better) == (20, 50, "points", "higher")
+    assert number.low == pytest.approx(5.69, abs=0.005)
+    assert number.high == pytest.approx(34.04, abs=0.005)
+    turned = paired_shares("key", "label", one, other)
+    assert (turned.value, turned.low, turned.high) == (-20, -number.high, -number.low)
+
+
+@pytest.mark.parametrize("hit", [False, True])
+def test_shares_that_are_alike_on_every_image_still_have_a_width(hit):
+    number = paired_shares("key", "label", [hit] * 40, [hit] * 40)
+    assert number.value == 0
+    assert number.low == pytest.approx(-number.high)
+    assert 5 < number.high < 15
+    (one,) = [paired_shares("key", "label", [hit], [not hit])]
+    assert -100 <= one.low <= one.value <= one.high <= 100
 
 
 def test_the_bootstrap_of_a_mean_is_close_to_the_normal_interval_and_repeats():

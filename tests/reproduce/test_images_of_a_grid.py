@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 from threads import one_thread
 
+from protofast.audits.runs import shared_data
 from protofast.data import open_birds
 from protofast.errors import DataError
 from protofast.reproduce import Grid, load_plan
-from protofast.training import train
+from protofast.training import RunFolder, train
 
 PLAN = """
 name = "photos"
@@ -66,6 +67,17 @@ def test_the_same_photographs_are_gone_on_with_wherever_they_are(home, tmp_path)
     assert carry_out(home) == [("jpeg-0", str(home / "photos"))]
     moved = shutil.copytree(home / "photos", tmp_path / "moved")
     assert carry_out(home, f"data.root={moved}") == [("jpeg-0", str(moved))]
+
+
+def test_audits_read_photographs_where_they_are_now(home, tmp_path):
+    moved = shutil.copytree(home / "photos", tmp_path / "moved")
+    plan = load_plan(home / "plan.toml")
+    folders = [RunFolder.open(Grid(plan, home / "grid").run("standard", 0))]
+    here = plan.settings("standard", 0, [f"data.root={moved}"]).data
+    assert shared_data(folders).root == str(home / "photos")
+    assert shared_data(folders, here).root == str(moved)
+    changed = shared_data(folders).model_dump() | {"root": str(moved)}
+    assert shared_data(folders, here).model_dump() == changed
 
 
 @pytest.mark.parametrize("change", ["name", "fewer"])
