@@ -8,7 +8,9 @@ import ctypes
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from baselines import fresh
@@ -27,12 +29,12 @@ def peak_bytes(run: Run) -> int:
     return sorted(found)[len(found) // 2]
 
 
-def main(facts: dict[str, object]) -> int:
+def main(facts: dict[str, Any]) -> int:
     # As where the step is timed: other convolutions would take other memory.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     facts.pop("flops")
-    shape = Shape(**facts.pop("shape"))  # type: ignore[arg-type]
-    run = Run(shape, **facts)  # type: ignore[arg-type]
+    shape = Shape(**facts.pop("shape"))
+    run = Run(shape, **facts)
     step = make_step(run, make_inputs(run), fresh(run.layer))
     step()  # threads, primitives and compiled code, which stay; all else is given back below
     if run.device == "cuda":
@@ -40,21 +42,21 @@ def main(facts: dict[str, object]) -> int:
     return _resident_growth(step)
 
 
-def _resident_growth(step: object) -> int:
+def _resident_growth(step: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _status("VmRSS")
-    results = step()  # type: ignore[operator]
+    results = step()
     growth = _status("VmHWM") - before
     del results
     return growth
 
 
-def _cuda_growth(step: object) -> int:
+def _cuda_growth(step: Callable[[], object]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    results = step()  # type: ignore[operator]
+    results = step()
     growth = torch.cuda.max_memory_allocated() - before
     del results
     return growth

@@ -23,13 +23,12 @@ import tomli_w
 
 from protofast.errors import CheckpointError, DataError, RunFolderError, SettingsError
 from protofast.files import sha256_of, write_atomically
-from protofast.reproduce.plan import AuditPlan, Plan, load_plan
+from protofast.reproduce.plan import PATHS, AuditPlan, Plan, load_plan
 from protofast.training import RunFolder, Settings, build_data, differences
 from protofast.training.images import checksums, other_checksums
 from protofast.training.schedule import find_place
 from protofast.training.schedule import plan as steps_of
 from protofast.training.settings import DataSettings
-from protofast.training.settings_file import PLACES
 
 Work = Literal["train", "audit"]
 
@@ -225,8 +224,7 @@ class Grid:
         wanted = self.plan.settings(cell.name, cell.seed, self.data, self._start_of(cell))
         there = RunFolder.open(cell.path).settings
         # Images in another place are compared themselves.
-        places = tuple(f"data.{key}" for key in PLACES)
-        changed = [text for text in differences(there, wanted) if not text.startswith(places)]
+        changed = [text for text in differences(there, wanted) if not text.startswith(PATHS)]
         if changed:
             raise SettingsError(
                 f"{cell.path} was trained with other settings: {', '.join(changed)}; delete it, "

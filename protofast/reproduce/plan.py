@@ -22,7 +22,7 @@ from protofast.training import Settings, anchored, check_start, load_settings
 from protofast.training.settings_file import PLACES
 
 _PLANS = Path(__file__).parent / "plans"
-_PATHS = tuple(f"data.{key}" for key in PLACES)  # settings that are paths
+PATHS = tuple(f"data.{key}" for key in PLACES)  # settings that are paths
 
 Words = Annotated[
     tuple[str, ...], BeforeValidator(lambda said: tuple(said) if isinstance(said, list) else said)
@@ -255,7 +255,7 @@ def _at(plan: Plan, folder: Path) -> Plan:
 
 def is_place(override: str) -> bool:
     """Whether a setting says where something is, which is no other place's business."""
-    return override.partition("=")[0].strip() in _PATHS
+    return override.partition("=")[0].strip() in PATHS
 
 
 def _override_at(override: str, folder: Path) -> str:
