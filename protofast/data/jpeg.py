@@ -13,7 +13,7 @@ when they write.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,6 @@ from typing import Literal, get_args
 import numpy as np
 import simplejpeg
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -34,10 +33,9 @@ from protofast.data.randomness import permutation, uniform
 Codec = Literal["simplejpeg", "pillow"]
 Choice = Literal["none", "half", "odd"]
 Place = Literal["file", "input"]
-# A channel [S, T] as a codec gives it: what counts is the lowest byte of each number.
-_Channel = NDArray[np.uint8] | NDArray[np.uint32]
 _CLASSES, _AUGMENTATION = 10, 11  # purposes of these random numbers; see randomness.py
 _SIDE = 65_535  # JPEG's largest, in pixels
+_TOGETHER = 4  # images that a thread takes at once
 
 
 def round_trip(
@@ -68,15 +66,15 @@ def round_trip(
         return changed
     through = partial(_through_file, quality=quality, codec=codec)
     workers = min(torch.get_num_threads() if threads is None else max(1, threads), count)
+    together = min(_TOGETHER, -(-count // workers))
+    batches = list(zip(images.split(together), changed.split(together), strict=True))
+    shares = [batches[worker::workers] for worker in range(workers)]
     if workers == 1:
-        _compress_share(images, changed, range(count), through)
+        _compress(shares[0], through)
         return changed
-    shares = [range(first, count, workers) for first in range(workers)]
     with ThreadPoolExecutor(workers - 1, thread_name_prefix="protofast-jpeg") as pool:
-        others = [
-            pool.submit(_compress_share, images, changed, share, through) for share in shares[1:]
-        ]
-        _compress_share(images, changed, shares[0], through)
+        others = [pool.submit(_compress, share, through) for share in shares[1:]]
+        _compress(shares[0], through)
         for other in others:
             other.result()
     return changed
@@ -283,25 +281,45 @@ def _check(images: Tensor, quality: int, codec: str) -> None:
         raise ValueError(f"codec must be one of {', '.join(get_args(Codec))}, got {codec!r}")
 
 
-def _compress_share(
-    images: Tensor, changed: Tensor, share: range, through: Callable[[Pixels], Iterable[_Channel]]
+def _compress(
+    batches: Sequence[tuple[Tensor, Tensor]], through: Callable[[Pixels, Pixels], None]
 ) -> None:
-    """Fills ``changed`` [N, channels, S, T] at the positions ``share``."""
+    """Fills the second of each two batches [n, channels, S, T]; none is larger than the first."""
+    if not batches:
+        return
     # NumPy copies and the codecs let other threads run; PyTorch would start threads of its own.
-    # Channel by channel, because a transposing copy takes four times as long.
-    channels, height, width = images.shape[1:]
-    pixels = np.empty((height, width, channels), dtype=np.uint8)
-    for position in share:
-        for channel, plane in enumerate(images[position].numpy()):
-            pixels[:, :, channel] = plane
-        for plane, read in zip(changed[position].numpy(), through(pixels), strict=True):
-            np.copyto(plane, read, casting="unsafe")
+    # Channel by channel, because a transposing copy takes four times as long. Memory is taken once,
+    # and several images are copied at once, because threads wait for each other's fresh pages and
+    # after each call for Python's lock.
+    together, channels, height, width = batches[0][0].shape
+    pixels = np.empty((together, height, width, channels), dtype=np.uint8)
+    read = np.empty((together, height, width, 1 if channels == 1 else 4), dtype=np.uint8)
+    for images, changed in batches:
+        count = len(images)
+        for channel, planes in enumerate(images.numpy().swapaxes(0, 1)):
+            pixels[:count, :, :, channel] = planes
+        for position in range(count):
+            through(pixels[position], read[position])
+        filled = changed.numpy()
+        if channels == 1:
+            filled[:, 0] = read[:count, :, :, 0]
+            continue
+        # Four bytes a pixel are read and taken apart in half the time of three.
+        words = read[:count].view("<u4")[:, :, :, 0]
+        for channel in range(channels):
+            if channel > 0:
+                np.right_shift(words, 8, out=words)
+            np.copyto(filled[:, channel], words, casting="unsafe")  # each number's lowest byte
 
 
-def _through_file(pixels: Pixels, *, quality: int, codec: Codec) -> Iterable[_Channel]:
-    """The channels of an image [S, T, channels] as a JPEG file in memory gives them back.
+def _through_file(pixels: Pixels, read: Pixels, *, quality: int, codec: Codec) -> None:
+    """An image [S, T, channels] as a JPEG file in memory gives it back.
 
-    The image must be contiguous. A channel [S, T] is to be used before the next is asked for.
+    Args:
+        pixels: Contiguous.
+        read: Filled: [S, T, 1] if grey, else [S, T, 4], whose last channel means nothing.
+        quality: See :func:`round_trip`.
+        codec: See :func:`round_trip`.
     """
     grey = pixels.shape[2] == 1
     if codec == "simplejpeg":
@@ -311,19 +329,9 @@ def _through_file(pixels: Pixels, *, quality: int, codec: Codec) -> Iterable[_Ch
             colorspace="GRAY" if grey else "RGB",
             colorsubsampling="Gray" if grey else "420",
         )
-        if grey:
-            return [simplejpeg.decode_jpeg(data, "GRAY")[:, :, 0]]
-        # Four bytes a pixel are read and taken apart in half the time of three.
-        return _channels_of_words(simplejpeg.decode_jpeg(data, "RGBX").view("<u4")[:, :, 0])
+        simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGBX", buffer=read)
+        return
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if grey else pixels).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as image:
-        read = np.asarray(image)
-    return [read] if grey else np.moveaxis(read, 2, 0)
-
-
-def _channels_of_words(words: NDArray[np.uint32]) -> Iterator[_Channel]:
-    """Red, green and blue in the lowest byte of ``words`` [S, T], which are shifted in place."""
-    yield words
-    for _ in range(2):
-        yield np.right_shift(words, 8, out=words)
+        read[:, :, : pixels.shape[2]] = np.asarray(image).reshape(pixels.shape)
