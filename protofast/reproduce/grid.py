@@ -79,7 +79,7 @@ class Grid:
         file = Path(folder) / "plan.toml"
         if not file.is_file():
             raise RunFolderError(f"{folder} holds no grid (no plan.toml); run one into it first")
-        return Grid(load_plan(file), folder)
+        return Grid(load_plan(file, kept=True), folder)
 
     def cells(self) -> Iterator[Cell]:
         """All cells, seed by seed, in the order in which they run.
@@ -158,7 +158,7 @@ class Grid:
     def _check_name(self) -> None:
         """Raise RunFolderError for a folder that holds another grid's runs."""
         file = self.folder / "plan.toml"
-        if file.is_file() and (name := load_plan(file).name) != self.plan.name:
+        if file.is_file() and (name := load_plan(file, kept=True).name) != self.plan.name:
             raise RunFolderError(
                 f"{self.folder} holds the grid {name}; choose another folder for {self.plan.name} "
                 "(--out)"

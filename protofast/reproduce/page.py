@@ -14,7 +14,7 @@ from protofast.report.published import PublishedTable
 from protofast.reproduce.claims import EXPERIMENTS, Experiment
 from protofast.reproduce.grid import Grid
 from protofast.reproduce.numbers import Outcome, Results, gather, outcomes, short, spread
-from protofast.reproduce.plan import Plan, Variant, is_place, plans
+from protofast.reproduce.plan import WEIGHTS, Plan, Variant, is_place, plans
 
 Found = Sequence[tuple[Grid, Results]]
 
@@ -88,6 +88,8 @@ def _what_was_run(found: Found) -> Iterator[str]:
 def _set(plan: Plan, variant: Variant) -> list[str]:
     """A model's settings but for places; of several of one key the last, which counts."""
     by_key = {said.partition("=")[0].strip(): said for said in (*plan.set, *variant.set)}
+    if WEIGHTS in by_key:  # the file's name, without the folder
+        by_key[WEIGHTS] = f"{WEIGHTS}={Path(by_key[WEIGHTS].partition('=')[2]).name}"
     return [said for said in by_key.values() if not is_place(said)]
 
 

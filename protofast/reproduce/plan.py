@@ -1,7 +1,7 @@
 """What a grid consists of: models, the audits of them, seeds; read from a TOML file.
 
-Paths of images, recipes and parts count from the folder of that file, from wherever the plan is
-carried out.
+Paths of images, weights, recipes and parts count from the folder of that file, from wherever the
+plan is carried out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +19,12 @@ from protofast.audits import AUDITS, Audit, build_audits
 from protofast.errors import SettingsError
 from protofast.reproduce.claims import DIRECTIONS
 from protofast.training import Settings, anchored, check_start, load_settings
+from protofast.training.settings import NO_FILES
 from protofast.training.settings_file import PLACES
 
 _PLANS = Path(__file__).parent / "plans"
-PATHS = tuple(f"data.{key}" for key in PLACES)  # settings that are paths
+PATHS = tuple(f"data.{key}" for key in PLACES)  # where images are, which changes no result
+WEIGHTS = "model.weights"  # a path as well, unless it is one of NO_FILES
 
 Words = Annotated[
     tuple[str, ...], BeforeValidator(lambda said: tuple(said) if isinstance(said, list) else said)
@@ -208,8 +210,14 @@ def plans() -> list[str]:
     return sorted(file.stem for file in _PLANS.glob("*.toml"))
 
 
-def load_plan(name_or_path: str | Path) -> Plan:
+def load_plan(name_or_path: str | Path, *, kept: bool = False) -> Plan:
     """A plan by its name, or from a TOML file.
+
+    Args:
+        name_or_path: Which.
+        kept: Whether a grid wrote it down, perhaps with an earlier version of protofast. Remarks on
+            directions that there are no longer are then left out: they change nothing that is
+            computed.
 
     Raises:
         SettingsError: There is none, or it is not valid; one line that says where.
@@ -217,15 +225,17 @@ def load_plan(name_or_path: str | Path) -> Plan:
     known = str(name_or_path) in plans()
     path = _PLANS / f"{name_or_path}.toml" if known else Path(name_or_path)
     try:
-        read: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        read = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SettingsError(
             f"no plan {name_or_path}; give a TOML file, or one of {', '.join(plans())}"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    if kept and isinstance(remarks := read.get("remarks"), dict):
+        read["remarks"] = {key: said for key, said in remarks.items() if key in DIRECTIONS}
     try:
-        plan = Plan.model_validate(dict(read))
+        plan = Plan.model_validate(read)
         return plan if known else _at(plan, path.absolute().parent)
     except ValidationError as error:
         first = error.errors()[0]
@@ -254,16 +264,18 @@ def _at(plan: Plan, folder: Path) -> Plan:
 
 
 def is_place(override: str) -> bool:
-    """Whether a setting says where something is, which is no other place's business."""
+    """Whether a setting says where images are, which is no other place's business."""
     return override.partition("=")[0].strip() in PATHS
 
 
 def _override_at(override: str, folder: Path) -> str:
     name, _, text = override.partition("=")
-    if not is_place(override) or not text.strip():
+    if name.strip() not in (*PATHS, WEIGHTS) or not text.strip():
         return override
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = str(tomllib.loads(f"value = {text}")["value"])
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    return f"{name}={folder / os.path.expanduser(str(value))}"
+    if name.strip() == WEIGHTS and value in NO_FILES:
+        return override
+    return f"{name}={folder / os.path.expanduser(value)}"

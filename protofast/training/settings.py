@@ -48,6 +48,9 @@ KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
 }
 
 
+NO_FILES = ("none", "imagenet", "run")  # what ModelSettings.weights can be but a file
+
+
 class DataSettings(Frozen):
     """Where images come from.
 

@@ -111,10 +111,10 @@ def test_what_was_changed_about_a_model_is_said(grid):
 
 def test_where_images_lie_is_nobodys_business(tmp_path):
     text = PLAN.replace("seeds = [0, 1]", 'seeds = [0]\nset = ["data.root=mine", "data.size=64"]')
-    text = text.replace('parts = ["jpeg"]', 'parts = ["parts/mine.toml"]')
-    (tmp_path / "plan.toml").write_text(text)
+    mine = 'parts = ["parts/mine.toml"]\nset = ["model.weights=nets/net.pth"]'
+    (tmp_path / "plan.toml").write_text(text.replace('parts = ["jpeg"]', mine))
     page = page_text([Grid(load_plan(tmp_path / "plan.toml"), tmp_path / "grid")])
-    assert "| birds2 | jpeg | - | `mine.toml` | `data.size=64` |" in page
+    assert "| birds2 | jpeg | - | `mine.toml` | `data.size=64`, `model.weights=net.pth` |" in page
     assert str(tmp_path) not in page
 
 

@@ -300,6 +300,21 @@ def test_another_grids_folder_is_refused(finished, tmp_path):
         Workshop().carry_out(grid)
 
 
+def test_remarks_of_an_earlier_version_lock_no_folder(finished, tmp_path):
+    grid = copy_of(finished[0], tmp_path)
+    file = grid.folder / "plan.toml"
+    text = file.read_text()
+    assert "[remarks]" in text
+    older = text.replace("[remarks]", '[remarks]\nold-direction = "They differed."')
+    file.write_text(older)
+    assert Grid.open(grid.folder).plan == grid.plan
+    assert Workshop().carry_out(grid) == 0
+    assert file.read_text() == text
+    (tmp_path / "older.toml").write_text(older)
+    with pytest.raises(SettingsError, match="old-direction is none"):
+        load_plan(tmp_path / "older.toml")
+
+
 def test_the_page_of_a_real_grid(finished, tmp_path):
     grid = finished[0]
     write_page([grid], tmp_path / "docs" / "fidelity.md")

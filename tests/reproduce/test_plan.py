@@ -143,6 +143,23 @@ def test_paths_count_from_the_plans_folder(tmp_path, monkeypatch):
     assert load_plan("cub80").settings("standard", 0).data.root == str(tmp_path / "cub80")
 
 
+def test_weights_are_a_path_like_others(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for said, meant in (
+        ("net.pth", str(tmp_path / "net.pth")),
+        ("'my nets/net.pth'", str(tmp_path / "my nets" / "net.pth")),
+        ("/nets/net.pth", "/nets/net.pth"),
+        ("none", "none"),
+        ("imagenet", "imagenet"),
+    ):
+        text = SOUND.replace("seeds = [3]", f'seeds = [3]\nset = ["model.weights={said}"]')
+        plan = _plan(tmp_path, text)
+        assert plan.settings("standard", 3).model.weights == meant
+        started = plan.settings("standard", 3, weights=tmp_path / "start.safetensors")
+        assert started.model.weights == str(tmp_path / "start.safetensors")
+
+
 def test_the_plan_that_the_documentation_shows_is_sound(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
     plan = _plan(tmp_path, page.split("```toml\n")[1].split("```")[0])
