@@ -72,7 +72,7 @@ def reproduce(
       protofast reproduce birds --page-only --page docs/fidelity.md
     """
     from protofast.cli.console import print_note, print_path
-    from protofast.cli.train import data_overrides
+    from protofast.cli.train import check_test_root, data_overrides
     from protofast.reproduce import Grid, load_plan, write_page
 
     wanted = load_plan(plan)
@@ -80,6 +80,9 @@ def reproduce(
     chosen = choose_device(device, threads)
     said = data_overrides(data)
     wanted.check(said)
+    for model in wanted.models:
+        there = wanted.settings(model, wanted.seeds[0], said).data
+        check_test_root(data, there, "name both folders in the plan and leave --data out")
     grid = Grid(wanted, folder, said)
     grids = [grid, *(Grid.open(other) for other in beside or [])]
     if page_only:

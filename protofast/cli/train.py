@@ -13,6 +13,7 @@ from protofast.errors import SettingsError
 
 if TYPE_CHECKING:
     from protofast.training import Settings
+    from protofast.training.settings import DataSettings
 
 
 def _names(*folders: str) -> list[str]:
@@ -131,6 +132,8 @@ def train(
 
         said = [*data_overrides(data), *weight_overrides(trained), *(overrides or [])]
         settings = anchored(load_settings(recipe, said, parts=parts or []))
+        if not any(said.partition("=")[0].strip() == "data.test_root" for said in overrides or []):
+            check_test_root(data, settings.data, "add --set data.test_root=FOLDER")
         folder = out or Path("runs") / "-".join(
             Path(name).stem for name in (recipe, *(parts or []))
         )
@@ -147,7 +150,8 @@ def train(
 def data_overrides(data: Path | None) -> list[str]:
     """The settings that `--data FOLDER` stands for: where the images are, and in which layout.
 
-    What a recipe says of another kind of data is taken away.
+    What a recipe says of another kind of data is taken away, and where its test images are if
+    FOLDER has its own.
     """
     from protofast.training.settings import KINDS_OF_KEY
 
@@ -160,11 +164,32 @@ def data_overrides(data: Path | None) -> list[str]:
     else:
         kind = "folders"
     foreign = [key for key, kinds in KINDS_OF_KEY.items() if kind not in kinds]
+    if kind == "folders" and all((data / side).is_dir() for side in ("train", "test")):
+        foreign.append("test_root")
     return [
         f"data.kind={kind}",
         *(f"data.{key}=" for key in foreign),
         f"data.root={data.absolute()}",
     ]
+
+
+def check_test_root(data: Path | None, settings: DataSettings, remedy: str) -> None:
+    """Makes sure that `--data FOLDER` does not leave test images behind that are of other data.
+
+    Args:
+        data: FOLDER, if it was given.
+        settings: What came of it.
+        remedy: How to say where the test images are.
+
+    Raises:
+        SettingsError: The settings still name a folder of test images.
+    """
+    if data is not None and settings.test_root is not None:
+        raise SettingsError(
+            f"--data {data} says where the images are, but the settings have a folder of its own "
+            f"for the test images, data.test_root = {settings.test_root}, which would stay: give "
+            f"a folder that holds train/ and test/, or {remedy}"
+        )
 
 
 def weight_overrides(trained: Path | None) -> list[str]:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from commands import command, start, until, wait
 
+from protofast.cli.train import data_overrides
+from protofast.reproduce import load_plan
+
 PLAN = """
 name = "tiny"
 title = "Two kinds of birds"
@@ -47,6 +50,26 @@ def test_what_cannot_be_reproduced(plan: Path, tmp_path: Path) -> None:
     assert "no plan bords" in command("reproduce", "bords").error
     answer = command("reproduce", plan, "--page-only", "--beside", tmp_path)
     assert "holds no grid" in answer.error
+
+
+def test_other_images_do_not_keep_the_test_images_of_a_plan(plan: Path, tmp_path: Path) -> None:
+    own = '"data.kind=folders", "data.root=mine", "data.test_root=tests", "data.classes="'
+    birds = '"data.train_per_class=", "data.test_per_class="'
+    text = plan.read_text().replace('"data.classes=2"', own)
+    text = text.replace('"data.train_per_class=4", "data.test_per_class=4"', birds)
+    plan.write_text(text)
+    images = tmp_path / "images"
+    images.mkdir()
+    options = ("--page-only", "--out", tmp_path / "grid", "--page", tmp_path / "page.md")
+    command("reproduce", plan, *options).done()
+    said = command("reproduce", plan, *options, "--data", images).error
+    assert f"data.test_root = {tmp_path / 'tests'}, which would stay" in said
+    assert said.endswith("or name both folders in the plan and leave --data out")
+    for side in ("train", "test"):
+        (images / side).mkdir()
+    command("reproduce", plan, *options, "--data", images).done()
+    place = load_plan(plan).settings("standard", 0, data_overrides(images)).data
+    assert (place.root, place.test_root) == (str(images), None)
 
 
 def test_interrupted_it_says_how_to_go_on(plan: Path, tmp_path: Path) -> None:

@@ -86,6 +86,24 @@ def test_layouts_are_recognised(tmp_path: Path) -> None:
     assert settings.data.root == str(tmp_path / "it's = a [folder]")
 
 
+def test_other_images_do_not_keep_the_test_images_of_a_recipe(place: Place) -> None:
+    sides = [f'root = "{place.photos}/train"', f'test_root = "{place.photos}/test"']
+    text = place.settings.read_text()
+    place.settings.write_text(text.replace(f'root = "{place.photos}"', "\n".join(sides)))
+    others, out = place.photos.with_name("others"), place.run.with_name("new")
+    (others / "crow").mkdir(parents=True)
+    train = ("train", place.settings, "--data", others, "--out", out)
+    said = command(*train).error
+    assert f"data.test_root = {place.photos}/test, which would stay" in said
+    assert said.endswith("or add --set data.test_root=FOLDER")
+    said = command(*train, "--set", f"data.test_root={place.photos}/test").error
+    assert f"{others}: only one class folder" in said, "this is allowed, and looked at"
+    for side in ("train", "test"):
+        (others / side).mkdir()
+    settings = load_settings(place.settings, data_overrides(others))
+    assert (settings.data.root, settings.data.test_root) == (str(others), None)
+
+
 @pytest.mark.parametrize("how", ["bytes", "pixels", "link"])
 def test_an_image_on_both_sides_stops_training(place: Place, how: str) -> None:
     source = sorted((place.photos / "train" / "crow").glob("*.png"))[0]
