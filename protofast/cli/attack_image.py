@@ -55,7 +55,7 @@ def attack_file(
         DataError: The image cannot be read, or the prototype has no place on it.
     """
     target = Path() if out is None else out
-    keep_out_of_data(target, folder)
+    keep_out_of_data(target, folder.settings.data)
     wanted = [_rectangle(text) for text in targets]
     name, loaded = load(folder, checkpoint, device)
     model = loaded.model

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from protofast.cli.options import Checkpoint, Device, Threads, choose_device, given
+from protofast.cli.options import Checkpoint, Device, Moved, Threads, choose_device, given
 from protofast.errors import command_line
 
 # As protofast.audits.AUDITS, but without importing PyTorch for `--help`.
@@ -85,6 +85,7 @@ def audit(
     overrides: Overrides = None,
     checkpoint: Checkpoint = "best",
     out: Out = None,
+    moved: Moved = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -102,6 +103,7 @@ def audit(
     """
     from protofast.audits import build_audits
     from protofast.cli.audits import audit_and_report, default_folder
+    from protofast.cli.runs import open_run, place_of_images
 
     chosen = choose_device(device, threads)
     wanted = build_audits(audits or [], protocol=protocol, images=images, overrides=overrides or [])
@@ -114,6 +116,7 @@ def audit(
         *(("--set", override, None) for override in overrides or []),
         ("--checkpoint", checkpoint, "best"),
         ("--out", out, None),
+        ("--data", moved, None),
         ("--device", device, "auto"),
         ("--threads", threads, None),
     )
@@ -131,4 +134,5 @@ def audit(
         batch_size=batch_size,
         again=again(batch_size),
         in_batches=again,
+        place=None if moved is None else place_of_images(open_run(runs[0]), moved),
     )

@@ -88,7 +88,7 @@ def audit_and_report(
     """
     started = time.monotonic()
     folders = [open_run(run, checkpoint) for run in runs]
-    _keep_out_of_data(out, folders)
+    _keep_out_of_data(out, folders, place)
     settings = shared_data(folders, place)
     if not replace:
         _check_replaced(out, folders, audits, checkpoint, seed)
@@ -137,11 +137,11 @@ def _smaller(images: int, in_batches: Callable[[int], str] | None) -> str:
     return f"go on in smaller batches with: {in_batches(images // 2)}"
 
 
-def _keep_out_of_data(out: Path, folders: Sequence[RunFolder]) -> None:
+def _keep_out_of_data(out: Path, folders: Sequence[RunFolder], place: DataSettings | None) -> None:
     """Pictures below a class folder would be taken for images; in a run that is there, so be it."""
     for folder in folders:
         try:
-            keep_out_of_data(out, folder)
+            keep_out_of_data(out, folder.settings.data if place is None else place)
         except SettingsError as error:
             if not out.resolve().is_relative_to(folder.path.resolve()):
                 raise

@@ -1,12 +1,13 @@
 """`protofast evaluate`."""
 
 from protofast.cli.console import print_path
-from protofast.cli.options import Checkpoint, Device, Run, Threads, choose_device
+from protofast.cli.options import Checkpoint, Device, Moved, Run, Threads, choose_device
 
 
 def evaluate(
     run: Run,
     checkpoint: Checkpoint = "best",
+    moved: Moved = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -19,9 +20,10 @@ def evaluate(
       protofast evaluate runs/cub
       protofast evaluate runs/cub --checkpoint latest --device cpu
     """
-    from protofast.cli.runs import evaluate_run, open_run, read_test_images
+    from protofast.cli.runs import evaluate_run, open_run, place_of_images, read_test_images
 
     chosen = choose_device(device, threads)
     folder = open_run(run, checkpoint)
-    evaluate_run(folder, checkpoint, read_test_images(folder), chosen)
+    test = read_test_images(folder, place_of_images(folder, moved))
+    evaluate_run(folder, checkpoint, test, chosen)
     print_path("written to", folder.path / "evaluation")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from protofast.cli.console import EXIT_FAILED, print_error, print_path
-from protofast.cli.options import Checkpoint, Device, Run, Threads, choose_device
+from protofast.cli.options import Checkpoint, Device, Moved, Run, Threads, choose_device
 from protofast.errors import command_line
 
 SAMPLES, SEED = 12, 0  # of the predictions of a run
@@ -50,6 +50,7 @@ def explain(
             help="Where to put figures of image files; by default the current folder.",
         ),
     ] = None,
+    moved: Moved = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> int:
@@ -71,6 +72,7 @@ def explain(
         (not images and out is not None, "--out", "with image files only"),
         (images and samples is not None, "--samples", "with a whole run, not with image files"),
         (images and seed is not None, "--seed", "with a whole run, not with image files"),
+        (images and moved is not None, "--data", "with a whole run, not with image files"),
     ):
         if given:
             raise typer.BadParameter(f"goes {use}", param_hint=option)
@@ -78,7 +80,7 @@ def explain(
     folder = open_run(run, checkpoint)
     if images:
         return explain_files(folder, checkpoint, images, chosen, top=top, out=out)
-    data = read_data(folder)
+    data = read_data(folder, moved)
     path = explain_and_report(
         folder,
         checkpoint,

@@ -19,6 +19,7 @@ from protofast.explain import (
     save_explanation_figure,
 )
 from protofast.training import LoadedModel, RunFolder
+from protofast.training.settings import DataSettings
 
 
 def explain_files(
@@ -50,7 +51,7 @@ def explain_files(
         SettingsError: The figures would land among the images that the run is trained or tested on.
     """
     target = Path() if out is None else out
-    keep_out_of_data(target, folder)
+    keep_out_of_data(target, folder.settings.data)
     target.mkdir(parents=True, exist_ok=True)
     name, loaded = load(folder, checkpoint, device)
     model = loaded.model
@@ -77,9 +78,8 @@ def explain_files(
     return code
 
 
-def keep_out_of_data(target: Path, folder: RunFolder) -> None:
+def keep_out_of_data(target: Path, data: DataSettings) -> None:
     """A figure below a class folder would be read as one of its images from then on."""
-    data = folder.settings.data
     for key, root in (("data.root", data.root), ("data.test_root", data.test_root)):
         if root is not None and any(map(target.resolve().is_relative_to, _places(Path(root)))):
             raise SettingsError(

@@ -42,6 +42,14 @@ Checkpoint = Annotated[str, typer.Option(metavar="NAME", help=_CHECKPOINT_HELP)]
 Epochs = Annotated[
     int, typer.Option(metavar="N", min=0, help="Epochs that the last layer learns afterwards.")
 ]
+Moved = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Where the run's images are now, if they have moved since training.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

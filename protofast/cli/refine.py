@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protofast.cli.console import print_note, print_warning, progress_bar
-from protofast.cli.options import Checkpoint, Device, Epochs, Run, Threads, choose_device
+from protofast.cli.options import (
+    Checkpoint,
+    Device,
+    Epochs,
+    Moved,
+    Run,
+    Threads,
+    choose_device,
+)
 
 if TYPE_CHECKING:
     from protofast.training import Refined
@@ -17,6 +25,7 @@ def project(
     run: Run,
     checkpoint: Checkpoint = "latest",
     last_layer_epochs: Epochs = 20,
+    moved: Moved = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -35,7 +44,7 @@ def project(
 
     chosen = choose_device(device, threads)
     folder = open_run(run, checkpoint, change=True)
-    data = read_data(folder)
+    data = read_data(folder, moved)
     with progress_bar() as report:
         refined = project_run(
             folder,
@@ -62,6 +71,7 @@ def prune(
         typer.Option(metavar="N", min=1, help="How many of them must be of the prototype's class."),
     ] = 3,
     last_layer_epochs: Epochs = 100,
+    moved: Moved = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -83,7 +93,7 @@ def prune(
     if threshold > k:
         raise typer.BadParameter(f"must be at most --k, which is {k}", param_hint="--threshold")
     folder = open_run(run, checkpoint, change=True)
-    data = read_data(folder)
+    data = read_data(folder, moved)
     with progress_bar() as report:
         refined = prune_run(
             folder,

@@ -22,7 +22,7 @@ from protofast.cli.console import (
 )
 from protofast.cli.errors import UnfinishedRunError, may_go_on, resume_command
 from protofast.data import Batches, ImageSet, Splits
-from protofast.errors import DataError
+from protofast.errors import DataError, SettingsError
 from protofast.evaluation import Metrics, predict, write_evaluation
 from protofast.explain import explain_run
 from protofast.report import build_report
@@ -40,6 +40,7 @@ from protofast.training import (
 )
 from protofast.training import train as run_training
 from protofast.training.settings import DataSettings, TrainingSettings
+from protofast.training.settings_file import PLACES
 
 
 def open_run(path: Path, checkpoint: str | None = None, *, change: bool = False) -> RunFolder:
@@ -59,10 +60,42 @@ def open_run(path: Path, checkpoint: str | None = None, *, change: bool = False)
     return folder
 
 
-def read_data(folder: RunFolder) -> Splits:
-    """Open (or render) the images of a run that is there, with a bar."""
+def place_of_images(folder: RunFolder, moved: Path | None) -> DataSettings:
+    """The data settings of a run, with its images where they are now.
+
+    Args:
+        folder: The run.
+        moved: What ``--data`` says; None: where they were trained.
+
+    Raises:
+        SettingsError: One folder does not say where they are.
+    """
     settings = folder.settings.data
-    with _remedy_for_root(settings, folder), progress_bar() as report:
+    if moved is None:
+        return settings
+    if settings.root is None:
+        raise SettingsError(f"the images of {folder.path} are rendered: leave --data out")
+    if settings.test_root is not None:
+        raise SettingsError(
+            f"the images of {folder.path} are in two folders, and --data names one: write where "
+            f"they are now into {folder.path / 'settings.toml'} (data.root, data.test_root)"
+        )
+    places = {"root": str(moved.absolute())}
+    groups = None if settings.groups is None else Path(settings.groups)
+    if groups is not None and groups.is_relative_to(settings.root):  # and so moved with it
+        places["groups"] = str(moved.absolute() / groups.relative_to(settings.root))
+    return settings.model_copy(update=places)
+
+
+def read_data(folder: RunFolder, moved: Path | None = None) -> Splits:
+    """Open (or render) the images of a run that is there, with a bar.
+
+    Args:
+        folder: The run.
+        moved: Where its images are now, if not where they were trained.
+    """
+    settings = place_of_images(folder, moved)
+    with _remedy_for_place(settings, folder), progress_bar() as report:
         return build_data(
             settings.model_copy(update={"leaks": "allow"}),  # training has looked for them
             progress=lambda done, total: report("reading images", done, total),
@@ -79,7 +112,7 @@ def read_test_images(folder: RunFolder, settings: DataSettings | None = None) ->
     if settings is None:
         settings = folder.settings.data
     lazy = settings.model_copy(update={"leaks": "allow", "in_memory": False})
-    with _remedy_for_root(settings, folder), progress_bar() as report:
+    with _remedy_for_place(settings, folder), progress_bar() as report:
         test = build_data(
             lazy, progress=lambda done, total: report("rendering images", done, total)
         ).test
@@ -116,9 +149,10 @@ def train_and_report(
         allow_changes: Resume even if `settings` differ from the folder's.
         report: Whether to evaluate, explain and report at the end.
         device: Where to compute.
-        again: The command that goes on with an interrupted run; by default training's.
+        again: The command that goes on with an interrupted run, if that does more than train it;
+            by default training's.
     """
-    folder, again = None, again or resume_command(path)
+    folder, of_many, again = None, again is not None, again or resume_command(path)
     # Before the images are read, which may take a while.
     if resume:
         folder = open_run(path, change=True)
@@ -126,7 +160,8 @@ def train_and_report(
     else:
         RunFolder.check_free(path)
         check_start(settings.model)
-    with _remedy_for_root(settings.data, folder), progress_bar() as tell:
+    option = "--data" if of_many else "--set data.root=FOLDER"
+    with _remedy_for_place(settings.data, folder, option), progress_bar() as tell:
         data = build_data(
             settings.data, progress=lambda done, total: tell("reading images", done, total)
         )
@@ -256,15 +291,28 @@ def _is_first_rank() -> bool:
 
 
 @contextlib.contextmanager
-def _remedy_for_root(settings: DataSettings, folder: RunFolder | None) -> Iterator[None]:
-    """Says where the place of the images is written down, if it turns out to be wrong."""
+def _remedy_for_place(
+    settings: DataSettings, folder: RunFolder | None, option: str = "--data"
+) -> Iterator[None]:
+    """Says where the place of the images is written down, if it turns out to be wrong.
+
+    Args:
+        settings: Where they should be.
+        folder: The run, if it is there already.
+        option: With which another place is said.
+    """
     try:
         yield
     except DataError as error:
-        if settings.root is None or Path(settings.root).is_dir():
+        places = {f"data.{key}": getattr(settings, key) for key in PLACES}
+        gone = [key for key, path in places.items() if path and not Path(path).exists()]
+        if not gone or (folder is not None and settings.root != folder.settings.data.root):
             raise
-        remedy = "say with --data where the images are"
-        if folder is not None:
-            file = folder.path / "settings.toml"
-            remedy = f"data.root in {file}; put the images back, or write there where they are now"
+        said, alone = " and ".join(gone), settings.test_root is None and gone[0] == "data.root"
+        if folder is None:
+            remedy = "say with --data where the images are" if alone else f"correct {said}"
+        else:
+            remedy = f"{said} in {folder.path / 'settings.toml'}; put the images back, "
+            remedy += f"say with {option} where they are now, " if alone else ""
+            remedy += "or write there where they are now" if not alone else "or write it there"
         raise DataError(f"{error} ({remedy})") from error

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from commands import Place, command
 
+from protofast.cli.runs import place_of_images
+from protofast.training import RunFolder
+
 ON_RUNS = ("evaluate", "project", "prune", "explain", "report", "train --resume")
 
 
@@ -60,11 +63,53 @@ def test_images_that_are_gone(place: Place, name: str) -> None:
     place.photos.rename(place.photos.with_name("away"))
     said = command(name, place.run).error
     assert f"{place.photos}: no such folder" in said
-    assert f"data.root in {place.run / 'settings.toml'}" in said
+    assert f"(data.root in {place.run / 'settings.toml'}; put the images back, say with" in said
+    assert "with --data where they are now, or write it there)" in said
+    wrong = command(name, place.run, "--data", place.photos.with_name("nowhere")).error
+    assert "nowhere: no such folder" in wrong
+    assert "data.root" not in wrong
     place.photos.mkdir()
     assert "the folder is empty" in command(name, place.run).error
     (place.photos / "a.jpg").write_bytes(b"")
     assert "expected one folder of images per class" in command(name, place.run).error
+
+
+@pytest.mark.parametrize("name", ["evaluate", "project", "explain", "audit"])
+def test_images_that_have_moved(place: Place, name: str) -> None:
+    few = ("--audit", "robust_accuracy", "--images", "2", "--set", "robust_accuracy.steps=1")
+    options = few if name == "audit" else ()
+    place.photos.rename(place.photos.with_name("moved photos"))
+    assert "say with --data where they are now" in command(name, place.run, *options).error
+    settings = (place.run / "settings.toml").read_bytes()
+    command(name, place.run, *options, "--data", place.photos.with_name("moved photos")).done()
+    assert (place.run / "settings.toml").read_bytes() == settings
+    away = place.photos.with_name("moved photos") / "test" / "crow"
+    sorted(away.iterdir())[0].rename(away / "raven.png")
+    answer = command(name, place.run, *options, "--data", away.parents[1])
+    assert "the test images are others than the run's: names or labels differ" in answer.err
+
+
+def test_two_folders_of_images_that_have_moved(place: Place, tmp_path: Path) -> None:
+    file = place.run / "settings.toml"
+    sides = f'root = "{place.photos}/train"\ntest_root = "{place.photos}/test"'
+    file.write_text(file.read_text().replace(f'root = "{place.photos}"', sides))
+    (place.photos / "test").rename(tmp_path / "tests")
+    gone = command("evaluate", place.run).error
+    assert f"(data.test_root in {file}; put the images back, or write there where they" in gone
+    said = command("evaluate", place.run, "--data", tmp_path / "tests").error
+    assert f"write where they are now into {file} (data.root, data.test_root)" in said
+
+
+def test_groups_that_lie_among_the_images_move_with_them(place: Place, tmp_path: Path) -> None:
+    file, root = place.run / "settings.toml", f'root = "{place.photos}"'
+    text = file.read_text()
+    for groups, now in (
+        (place.photos / "groups.csv", tmp_path / "moved" / "groups.csv"),
+        (tmp_path / "groups.csv", tmp_path / "groups.csv"),
+    ):
+        file.write_text(text.replace(root, f'{root}\ngroups = "{groups}"'))
+        there = place_of_images(RunFolder.open(place.run), tmp_path / "moved")
+        assert (there.root, there.groups) == (str(tmp_path / "moved"), str(now))
 
 
 def test_training_on_images_that_are_not_there(place: Place, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_images_may_be_moved(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
             file.unlink()
     moved = place.photos.rename(place.photos.with_name("moved"))
     resume = ("train", "--resume", place.run, "--no-report")
-    assert "write there where they are now" in command(*resume).error
+    assert "say with --set data.root=FOLDER where they are now" in command(*resume).error
     monkeypatch.chdir(moved.parent)
     crow = sorted((moved / "test" / "crow").iterdir())[0]
     crow.rename(crow.with_name("raven.png"))
