@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from protofast.cli.options import Checkpoint, Device, Moved, Threads, choose_device, given
+from protofast.cli.options import (
+    BatchSize,
+    Checkpoint,
+    Device,
+    Moved,
+    Threads,
+    choose_device,
+    given,
+)
 from protofast.errors import command_line
 
 # As protofast.audits.AUDITS, but without importing PyTorch for `--help`.
@@ -53,17 +61,6 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Override one setting, e.g. --set head_on_stomach.steps=10; may be repeated. "
         "KEY= with nothing after it goes back to the protocol's value.",
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Images that go through a model at once, at most; by default 64 on a GPU and 16 on a "
-        "CPU. Fewer take less memory. Results are the same but for the rounding of their last "
-        "digits, and finished work is kept when this changes.",
-        rich_help_panel="Machine",
     ),
 ]
 Out = Annotated[
@@ -132,7 +129,6 @@ def audit(
         seed=seed,
         device=chosen,
         batch_size=batch_size,
-        again=again(batch_size),
-        in_batches=again,
+        again=again,
         place=None if moved is None else place_of_images(open_run(runs[0]), moved),
     )

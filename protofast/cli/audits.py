@@ -34,7 +34,7 @@ from protofast.cli.console import (
     print_table,
     print_warning,
 )
-from protofast.cli.errors import AuditMemoryError, is_out_of_memory
+from protofast.cli.errors import remedy_for_memory
 from protofast.cli.images import keep_out_of_data
 from protofast.cli.runs import open_run, read_test_images
 from protofast.errors import SettingsError
@@ -61,9 +61,8 @@ def audit_and_report(
     checkpoint: str,
     seed: int,
     device: torch.device,
-    again: str,
+    again: Callable[[int | None], str],
     batch_size: int | None = None,
-    in_batches: Callable[[int], str] | None = None,
     replace: bool = False,
     place: DataSettings | None = None,
 ) -> int:
@@ -76,15 +75,14 @@ def audit_and_report(
         checkpoint: Which of each run.
         seed: Key of the random numbers.
         device: Where to compute.
-        again: The command that goes on with an interrupted audit.
+        again: The command that goes on with an interrupted audit, in batches of so many images.
         batch_size: Images that go through a model at once, at most; None for the device's number.
-        in_batches: The command that goes on in batches of so many images.
         replace: Whether numbers of other audits, models or seeds may be replaced in `out`.
         place: Where the images of all runs are now; None: where they were trained.
 
     Raises:
         SettingsError: `out` is among the images, or holds numbers that would be lost.
-        AuditMemoryError: There is too little memory.
+        MemoryShortError: There is too little memory.
     """
     started = time.monotonic()
     folders = [open_run(run, checkpoint) for run in runs]
@@ -93,11 +91,13 @@ def audit_and_report(
     if not replace:
         _check_replaced(out, folders, audits, checkpoint, seed)
     try:
-        images = read_test_images(folders[0], settings)
+        with remedy_for_memory(_too_many_images(folders[0])):
+            images = read_test_images(folders[0], settings)
         models = audited_models(
             folders, images, checkpoint=checkpoint, device=device, warn=print_warning
         )
-        with _bar() as tell:
+        at_once = _at_once(images_at_once(device, batch_size), audits, len(images))
+        with remedy_for_memory(lambda: _smaller(at_once, again)), _bar() as tell:
             result = run_audits(
                 models,
                 images,
@@ -111,14 +111,8 @@ def audit_and_report(
         with AuditFolder.open(out).lock():
             report = write_audit_report(out)
     except KeyboardInterrupt:
-        print_note(f"interrupted; what is done is kept; go on with: {again}")
+        print_note(f"interrupted; what is done is kept; go on with: {again(batch_size)}")
         return EXIT_INTERRUPTED
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise AuditMemoryError(
-            error, _smaller(images_at_once(device, batch_size), in_batches)
-        ) from error
     print_note(f"audited in {duration(time.monotonic() - started)}")
     _print_numbers(result)
     print_path("numbers", out / "audit.json")
@@ -128,13 +122,29 @@ def audit_and_report(
     return EXIT_FAILED if report.problems else 0
 
 
-def _smaller(images: int, in_batches: Callable[[int], str] | None) -> str:
+def _at_once(most: int, audits: Sequence[Audit[Any]], there: int) -> int:
+    """How many images go through a model at once, of which there may be fewer than are allowed."""
+    subsets = [getattr(audit.settings, "images", None) or there for audit in audits]
+    return min(most, there, max(subsets))
+
+
+def _smaller(images: int, again: Callable[[int], str]) -> str:
     """What to do where so many images at once took too much memory."""
-    if in_batches is None:
-        return "use smaller batches (protofast audit --batch-size)"
-    if images == 1:
-        return "one image at a time is too much already: use another device, or a smaller model"
-    return f"go on in smaller batches with: {in_batches(images // 2)}"
+    kept = "what is done is kept; "
+    if images <= 1:
+        remedy = "one image at a time is too much already: use another device, or a smaller model"
+        return kept + remedy
+    return f"{kept}go on in smaller batches with: {again(images // 2)}"
+
+
+def _too_many_images(folder: RunFolder) -> str:
+    """What to do where the test images take too much memory."""
+    if not folder.settings.data.in_memory:
+        return "not even the test images can be read; free some memory"
+    return (
+        "the test images are kept in memory; to read each when it is needed, write in_memory = "
+        f"false into {folder.path / 'settings.toml'} ([data])"
+    )
 
 
 def _keep_out_of_data(out: Path, folders: Sequence[RunFolder], place: DataSettings | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protofast.cli.console import print_note
-from protofast.cli.options import Device, Overrides, Threads, choose_device, given
+from protofast.cli.options import BatchSize, Device, Overrides, Threads, choose_device, given
 from protofast.errors import RunFolderError, command_line
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ MODELS = {"standard": "demo", "defended": "demo_defended"}
 """The two models, each with its recipe; the second goes on from the first."""
 _AUDIT = "audit"
 _IMAGES = 100
+_LESS = (
+    "begin another demo (--out) with smaller batches or images (--set training.batch_size=N, --set "
+    "training.test_batch_size=N, --set data.size=N)"
+)
 
 Out = Annotated[
     Path, typer.Option(metavar="FOLDER", help="The folder of the demo: two runs and their audit.")
@@ -34,6 +38,7 @@ def demo(
     out: Out = Path("protofast-demo"),
     images: Subset = _IMAGES,
     overrides: Overrides = None,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> int:
@@ -50,26 +55,30 @@ def demo(
     """
     from protofast.audits import build_audits
     from protofast.cli.audits import audit_and_report
+    from protofast.cli.errors import remedy_for_memory
     from protofast.training import load_settings
 
     settings = {name: load_settings(recipe, overrides or []) for name, recipe in MODELS.items()}
     chosen = choose_device(device, threads, auto=settings["standard"].training.accelerator)
     _check_place(out)
-    again = command_line(
-        "demo",
-        *given(
+
+    def again(at_once: int | None) -> str:
+        options = given(
             ("--out", out, Path("protofast-demo")),
             ("--images", images, _IMAGES),
             *(("--set", override, None) for override in overrides or []),
+            ("--batch-size", at_once, None),
             ("--device", device, "auto"),
             ("--threads", threads, None),
-        ),
-    )
+        )
+        return command_line("demo", *options)
+
     for name, recipe in MODELS.items():
         said = settings[name]
         if name == "defended":
             said = load_settings(recipe, [*_weights(out), *(overrides or [])])
-        code = _train(said, out / name, chosen, again)
+        with remedy_for_memory(_LESS):
+            code = _train(said, out / name, chosen, again(batch_size))
         if code:
             return code
     return audit_and_report(
@@ -80,6 +89,7 @@ def demo(
         seed=0,
         device=chosen,
         again=again,
+        batch_size=batch_size,
         replace=True,
     )
 

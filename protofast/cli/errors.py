@@ -1,6 +1,8 @@
 """How what went wrong becomes one line on standard error and an exit code."""
 
+import contextlib
 import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from protofast.cli.console import EXIT_FAILED, EXIT_USAGE
@@ -30,13 +32,30 @@ class UnfinishedRunError(ProtofastError):
         super().__init__(f"{line}; {remedy}: {again}")
 
 
-class AuditMemoryError(ProtofastError):
-    """An audit ran out of memory; the message says how it goes on with less."""
+class MemoryShortError(ProtofastError):
+    """A command ran out of memory; the message says how it does with less."""
 
-    def __init__(self, error: BaseException, smaller: str) -> None:
-        super().__init__(
-            f"out of memory ({_first_sentence(error)}); what is done is kept; {smaller}"
-        )
+    def __init__(self, error: BaseException, remedy: str) -> None:
+        super().__init__(f"out of memory ({_first_sentence(error)}); {remedy}")
+
+
+@contextlib.contextmanager
+def remedy_for_memory(remedy: Callable[[], str] | str) -> Iterator[None]:
+    """Says what to do where memory is short, in the words of the command that is running.
+
+    Args:
+        remedy: What, or what says so once it is needed.
+
+    Raises:
+        MemoryShortError: Memory was short.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = remedy if isinstance(remedy, str) else remedy()
+        raise MemoryShortError(error, said) from error
 
 
 def resume_command(folder: Path) -> str:
@@ -61,7 +80,8 @@ def one_line(error: BaseException) -> str:
     if is_out_of_memory(error):
         return (
             f"out of memory ({_first_sentence(error)}); use smaller batches or images "
-            "(training.batch_size, training.test_batch_size, data.size)"
+            "(training.batch_size, training.test_batch_size, data.size), or do not keep all images "
+            "in memory (data.in_memory=false)"
         )
     if isinstance(error, ModuleNotFoundError):
         return f"this needs {error.name}, which is not installed: pip install 'protofast[all]'"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protofast.cli.options import Device, Threads, choose_device, given
+from protofast.cli.options import BatchSize, Device, Threads, choose_device, given
 from protofast.errors import command_line
 
 if TYPE_CHECKING:
@@ -49,6 +49,12 @@ PageOnly = Annotated[
     bool, typer.Option("--page-only", help="Write the page from what is done, and do nothing else.")
 ]
 
+_LESS = (
+    "the plan says how much is computed at once: use another device, or a plan of your own with "
+    "smaller batches or images (training.batch_size, training.test_batch_size, data.size in its "
+    "`set`) and another folder (--out)"
+)
+
 
 def reproduce(
     plan: PlanName,
@@ -57,6 +63,7 @@ def reproduce(
     page: Page = Path("fidelity.md"),
     beside: Beside = None,
     page_only: PageOnly = False,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> int:
@@ -90,25 +97,26 @@ def reproduce(
         print_path("page", page)
         return 0
 
-    again = command_line(
-        "reproduce",
-        plan,
-        *given(
+    def again(images: int | None) -> str:
+        options = given(
             ("--data", data, None),
             ("--out", out, None),
             ("--page", page, Path("fidelity.md")),
             *(("--beside", other, None) for other in beside or []),
+            ("--batch-size", images, None),
             ("--device", device, "auto"),
             ("--threads", threads, None),
-        ),
-    )
+        )
+        return command_line("reproduce", plan, *options)
 
     def train(settings: Settings, run: Path, there: bool) -> int:
+        from protofast.cli.errors import remedy_for_memory
         from protofast.cli.runs import train_and_report
 
-        return train_and_report(
-            settings, run, resume=there, report=False, device=chosen, again=again
-        )
+        with remedy_for_memory(_LESS):
+            return train_and_report(
+                settings, run, resume=there, report=False, device=chosen, again=again(batch_size)
+            )
 
     def audit(runs: Sequence[Path], audits: AuditPlan, seed: int, path: Path) -> int:
         from protofast.cli.audits import audit_and_report
@@ -121,6 +129,7 @@ def reproduce(
             seed=seed,
             device=chosen,
             again=again,
+            batch_size=batch_size,
             replace=True,
             place=wanted.settings(audits.models[0], seed, said).data,
         )

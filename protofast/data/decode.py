@@ -61,8 +61,8 @@ def decode_image(path: str | Path, channels: int = 3) -> Tensor:
         [channels, S, T] uint8.
 
     Raises:
-        DataError: The file is missing, empty, truncated, damaged or not an image; the message names
-            it.
+        DataError: The file is missing, empty, truncated, damaged, not an image, or too large for
+            the memory there is; the message names it.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
@@ -77,10 +77,16 @@ def decode_image(path: str | Path, channels: int = 3) -> Tensor:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
     if not data:
         raise DataError(f"{file}: the file is empty (0 bytes); copy it again or remove it")
-    pixels = _decode_jpeg(data, channels, file) if data[:3] == b"\xff\xd8\xff" else None
-    if pixels is None:
-        pixels = _decode_with_pillow(data, channels, file)
-    return _to_tensor(pixels)
+    try:
+        pixels = _decode_jpeg(data, channels, file) if data[:3] == b"\xff\xd8\xff" else None
+        if pixels is None:
+            pixels = _decode_with_pillow(data, channels, file)
+        return _to_tensor(pixels)
+    except MemoryError:
+        raise DataError(
+            f"{file}: too little memory to decode it; make it smaller if it is very large, or free "
+            "some memory"
+        ) from None
 
 
 def resize_image(image: Tensor, size: tuple[int, int], *, resize: Resize = "stretch") -> Tensor:

@@ -13,7 +13,7 @@ from protofast.audits.audit import Row
 from protofast.audits.computed import how
 from protofast.audits.robust_accuracy import RobustAccuracy, RobustAccuracySettings
 from protofast.cli.audits import audit_and_report
-from protofast.cli.errors import AuditMemoryError, exit_code, is_expected, one_line
+from protofast.cli.errors import MemoryShortError, exit_code, is_expected, one_line
 
 FEW = ("--images", "4", "--audit", "robust_accuracy", "--set", "robust_accuracy.steps=2")
 
@@ -47,7 +47,8 @@ class Hungry(RobustAccuracy):
 @pytest.mark.parametrize(
     ("batch_size", "remedy"),
     [
-        (None, "go on in smaller batches with: audit in 8"),
+        (None, "go on in smaller batches with: audit in 2"),  # of 4 images, not of 16
+        (64, "go on in smaller batches with: audit in 2"),
         (3, "go on in smaller batches with: audit in 1"),
         (1, "one image at a time is too much already: use another device, or a smaller model"),
     ],
@@ -57,7 +58,7 @@ def test_too_little_memory(
 ) -> None:
     audit = Hungry(RobustAccuracySettings(images=4))
     out = tmp_path / "audit"
-    with pytest.raises(AuditMemoryError) as caught:
+    with pytest.raises(MemoryShortError) as caught:
         audit_and_report(
             [place.run],
             [audit],
@@ -65,12 +66,22 @@ def test_too_little_memory(
             checkpoint="best",
             seed=0,
             device=torch.device("cpu"),
-            again="audit",
+            again=lambda images: f"audit in {images}",
             batch_size=batch_size,
-            in_batches=lambda images: f"audit in {images}",
         )
     said = one_line(caught.value)
     assert said.startswith("out of memory (")
     assert said.endswith(f"; what is done is kept; {remedy}")
     assert (is_expected(caught.value), exit_code(caught.value)) == (True, 1)
     assert len(_units(out)) == 1, "the predictions"
+
+
+def test_too_large_test_images(place: Place) -> None:
+    settings = place.run / "settings.toml"
+    settings.write_text(settings.read_text().replace("size = 32", "size = 1000000"))
+    said = command("audit", place.run, *FEW).error
+    assert said.startswith("out of memory (")
+    assert said.endswith(
+        "; the test images are kept in memory; to read each when it is needed, write in_memory = "
+        f"false into {place.run / 'settings.toml'} ([data])"
+    )

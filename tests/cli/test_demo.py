@@ -77,6 +77,20 @@ def test_a_place_that_is_taken(finished: tuple[Path, str], tmp_path: Path) -> No
     assert "choose another for the demo (--out)" in command("demo", "--out", run, *FEW).error
 
 
+def test_too_little_memory(finished: tuple[Path, str], tmp_path: Path) -> None:
+    big = ("--set", "model.depth=1000000")
+    said = command("demo", "--out", tmp_path / "demo", *FEW, *big).error
+    assert said.startswith("out of memory (")
+    assert "; begin another demo (--out) with smaller batches or images (--set training." in said
+    out = tmp_path / "birds"
+    copy_run(finished[0], out)
+    (out / "audit" / "audit.json").unlink()
+    answer = command("demo", "--out", out, *FEW, "--batch-size", "1")
+    assert f"audit report: {out / 'audit' / 'audit.html'}" in answer.out
+    assert "finished work is kept that was computed otherwise" in answer.err
+    assert "batches of 1)" in answer.err
+
+
 def test_interrupted(tmp_path: Path) -> None:
     out = tmp_path / "my birds"
     process = start("demo", "--out", out, *FEW, "--set", "training.schedule.epochs=100000")

@@ -11,10 +11,12 @@ import torch
 
 from protofast.cli.console import duration
 from protofast.cli.errors import (
+    MemoryShortError,
     UnfinishedRunError,
     exit_code,
     is_expected,
     one_line,
+    remedy_for_memory,
     resume_command,
 )
 from protofast.errors import DataError, RunFolderError, SettingsError
@@ -50,7 +52,8 @@ def _os_error(number: int, file: str | None = None) -> OSError:
         (
             MemoryError(),
             "out of memory (no more is known); use smaller batches or images "
-            "(training.batch_size, training.test_batch_size, data.size)",
+            "(training.batch_size, training.test_batch_size, data.size), or do not keep all images "
+            "in memory (data.in_memory=false)",
         ),
     ],
 )
@@ -68,6 +71,15 @@ def test_out_of_memory() -> None:
     on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
     assert is_expected(on_gpu)
     assert one_line(on_gpu).startswith("out of memory (CUDA out of memory); use smaller")
+    with (
+        pytest.raises(MemoryShortError, match=r"^out of memory \(no more is known\); less$"),
+        remedy_for_memory("less"),
+    ):
+        raise MemoryError
+    with pytest.raises(ValueError, match="mine"), remedy_for_memory("less"):
+        raise ValueError("mine")
+    with pytest.raises(RuntimeError, match=r"^mine$"), remedy_for_memory("less"):
+        raise RuntimeError("mine")
 
 
 def test_mistakes_of_ours_keep_their_traceback() -> None:

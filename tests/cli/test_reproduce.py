@@ -72,6 +72,16 @@ def test_other_images_do_not_keep_the_test_images_of_a_plan(plan: Path, tmp_path
     assert (place.root, place.test_root) == (str(images), None)
 
 
+def test_too_little_memory_to_train(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(plan.read_text().replace("model.depth=4", "model.depth=1000000"))
+    options = ("--out", tmp_path / "grid", "--page", tmp_path / "page.md")
+    said = command("reproduce", plan, *options).error
+    assert said.startswith("out of memory (")
+    assert said.endswith(
+        "training.test_batch_size, data.size in its `set`) and another folder (--out)"
+    )
+
+
 def test_interrupted_it_says_how_to_go_on(plan: Path, tmp_path: Path) -> None:
     options = ("--out", tmp_path / "grid", "--page", tmp_path / "page.md", "--threads", "1")
     process = start("reproduce", plan, *options)

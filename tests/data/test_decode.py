@@ -35,6 +35,23 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_too_large_for_the_memory_is_named(tmp_path: Path, suffix: str) -> None:
+    import resource
+
+    file = save(Image.new("RGB", (6000, 6000)), tmp_path / f"large{suffix}")  # 108 MB
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**25, limits[1]))
+    try:
+        with pytest.raises(DataError) as caught:
+            decode_image(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert str(caught.value).startswith(f"{file}: too little memory to decode it; make it smaller")
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".gif", ".tif", ".webp", ".ppm"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_format_gives_the_picture(tmp_path: Path, suffix: str, channels: int) -> None:
