@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from protofast.report import words
 from protofast.report.audit_files import AuditedModel, AuditFiles, Measure, Result
 from protofast.report.audit_subjects import LABELS, Subject, amount, interval, with_unit
+from protofast.report.files import Json
 from protofast.report.published import (
     ACCURACY,
     HEAD_ON_STOMACH,
@@ -18,12 +19,14 @@ from protofast.report.published import (
     PublishedTable,
 )
 
-# Tables of networks of a special training: the setting that says so, and its value without.
+# Tables of networks of a special training: the settings of it, the key of them that says so, and
+# its value without.
 _SPECIAL = {
-    JPEG.name: (("data", "jpeg", "compressed"), "none"),
-    JPEG_SIMILARITY.name: (("data", "jpeg", "compressed"), "none"),
-    JPEG_AUGMENTED.name: (("training", "jpeg", "probability"), 0.0),
+    JPEG.name: (("data", "jpeg"), "compressed", "none"),
+    JPEG_SIMILARITY.name: (("data", "jpeg"), "compressed", "none"),
+    JPEG_AUGMENTED.name: (("training", "jpeg"), "probability", 0.0),
 }
+_QUALITY = 20  # of JPEG in all of these
 
 
 @dataclass(frozen=True)
@@ -102,19 +105,42 @@ def trained_with(model: AuditedModel) -> str:
     return f"with {', '.join(model.defences)}" if model.defences else ""
 
 
-def _remark(table: PublishedTable, model: AuditedModel) -> str:
+def _remark(table: PublishedTable, model: AuditedModel, result: Result | None) -> str:
     """How a model was trained, and whether that is not what the table is about."""
     remarks = [trained_with(model)]
     if table.name in _SPECIAL:
-        path, without = _SPECIAL[table.name]
-        value: object = model.facts.get("settings")
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is None:
+        path, key, without = _SPECIAL[table.name]
+        said: object = model.facts.get("settings")
+        for part in path:
+            said = said.get(part) if isinstance(said, dict) else None
+        there = said if isinstance(said, dict) else {}
+        if there.get(key) is None:
             remarks.append("it is not known whether it was trained so")
-        elif value == without:
+        elif there[key] == without:
             remarks.append("not trained so")
+            there = {}
+        audited = {} if result is None else result.settings
+        if path[0] == "training":  # augmentation has no such choice
+            there = {**there, "at": audited.get("at")}
+        remarks.append(_compressed(there, audited))
     return "; ".join(filter(None, remarks))
+
+
+def _compressed(trained: Json, audited: Json) -> str:
+    """How images were compressed in training and audit, unless both as in the papers."""
+    before, now = _jpeg(trained), _jpeg(audited)
+    if before is None or now is None or before == now:
+        alike = now or before
+        return "" if alike in (None, _jpeg({"quality": _QUALITY})) else f"here {alike}"
+    return f"trained {before}, audited {now}"
+
+
+def _jpeg(said: Json) -> str | None:
+    """``at quality 5, after resizing``; None where the settings do not say."""
+    quality = said.get("quality")
+    if not isinstance(quality, int):
+        return None
+    return f"at quality {quality}{', after resizing' if said.get('at') == 'input' else ''}"
 
 
 def paper_table(
@@ -168,7 +194,7 @@ def _our_row(
         if measure is None and table in (ACCURACY, HEAD_ON_STOMACH):
             measure = _accuracy_audited(audit, model, key, result.protocol if result else None)
         cells.append(cell_of(measure))
-    return TableRow(model.name, _remark(table, model), cells)
+    return TableRow(model.name, _remark(table, model, result), cells)
 
 
 def _accuracy_audited(

@@ -2,7 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from audit_page import content_of, number_of, paper_table, write
 
 from protofast.report import build_audit_report
@@ -77,6 +79,38 @@ def test_rows_of_another_training_than_the_tables_say_so(audit: Path) -> None:
     write(audit, content)
     rows = paper_table(build_audit_report(audit).read_text("utf-8"), "2021, Table 2")["paper"]
     assert "it is not known whether it was trained so" in rows["standard"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "said"),
+    [
+        ({}, {}, ""),
+        ({"at": "file"}, {"at": "file"}, ""),
+        ({}, {"at": "input"}, "trained at quality 20, audited at quality 20, after resizing"),
+        ({"quality": 5}, {"quality": 5}, "here at quality 5"),
+        ({"at": "input"}, {"at": "input"}, "here at quality 20, after resizing"),
+        ({"quality": 5, "at": "input"}, {}, "trained at quality 5, after resizing, audited at qu"),
+        ({}, {"quality": 5}, "trained at quality 20, audited at quality 5"),
+        ({"compressed": "none"}, {"quality": 5}, "not trained so; here at quality 5"),
+        ({"compressed": "none", "quality": 5}, {}, "not trained so"),
+    ],
+)
+def test_another_compression_than_the_papers_is_said(
+    audit: Path, trained: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    content = content_of(audit)
+    jpeg = {"compressed": "odd", "quality": 20, **trained}
+    content["models"][0]["settings"] = {"data": {"jpeg": jpeg}}
+    for one in content["audits"]:
+        if one["audit"] == "jpeg" and one["model"] == 0:
+            one["settings"].update(now)
+    write(audit, content)
+    html = build_audit_report(audit).read_text("utf-8")
+    for table in ("2021, Table 2", "2021, section 4"):
+        for rows in paper_table(html, table).values():
+            assert said in rows["standard"]
+            assert ("at quality" in rows["standard"]) == ("at quality" in said)
+            assert "at quality" not in rows["aligned"]
 
 
 def test_published_numbers_are_shown_where_ours_lack_their_protocol(audit: Path) -> None:
