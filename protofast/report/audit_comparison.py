@@ -16,7 +16,8 @@ _LEAST = 6
 def compared(main: str, results: Sequence[Result], differences: Iterable[Difference]) -> str:
     """Whether the models differ by more than chance explains; empty where none is called better.
 
-    The best and the worst by their main number are compared.
+    The best and the worst by their main number are compared; of more than two models, it is added
+    that the interval takes them for any two.
 
     Args:
         main: Key of that number.
@@ -37,11 +38,21 @@ def compared(main: str, results: Sequence[Result], differences: Iterable[Differe
         about = (each.audit, each.protocol, each.measure.key) == (best.audit, best.protocol, main)
         pair = {each.first.index, each.second.index}
         if about and pair == {best.model.index, worst.model.index}:
-            return _image_by_image(each, lower=lower)
-    return _by_intervals(best, worst, main, lower=lower)
+            return _image_by_image(each, lower=lower, of=len(found))
+    return _by_intervals(best, worst, main, lower=lower, of=len(found))
 
 
-def _image_by_image(difference: Difference, *, lower: bool) -> str:
+def _chosen(of: int) -> str:
+    """What is to be said of two models that were picked from several because they lie far apart."""
+    if of == 2:
+        return ""
+    return (
+        f" They were picked as best and worst of {words.spelled(of)} models, which the interval "
+        "does not allow for: the more models, the farther chance alone sets the outermost apart."
+    )
+
+
+def _image_by_image(difference: Difference, *, lower: bool, of: int) -> str:
     value = difference.measure.value
     assert value is not None  # else it is not read
     if value < 0:
@@ -61,10 +72,11 @@ def _image_by_image(difference: Difference, *, lower: bool) -> str:
             f"{measure.n:,}: too few to tell them apart."
         )
     way = "lower" if lower else "higher"
-    return f"{best} holds better than {worst}: {way} on the same images, by {stated(measure)}."
+    said = f"{best} holds better than {worst}: {way} on the same images, by {stated(measure)}."
+    return said + _chosen(of)
 
 
-def _by_intervals(best: Result, worst: Result, main: str, *, lower: bool) -> str:
+def _by_intervals(best: Result, worst: Result, main: str, *, lower: bool, of: int) -> str:
     """For models without an image in common, or not measured with equal settings."""
     good, bad = best.numbers[main], worst.numbers[main]
     if None in (good.low, good.high, bad.low, bad.high):
@@ -72,5 +84,6 @@ def _by_intervals(best: Result, worst: Result, main: str, *, lower: bool) -> str
     names = f"{best.model.name} and {worst.model.name}"
     apart = good.high < bad.low if lower else good.low > bad.high  # type: ignore[operator]
     if apart:
-        return f"{best.model.name} holds better than {worst.model.name}: their intervals lie apart."
+        said = f"{best.model.name} holds better than {worst.model.name}: their intervals lie apart."
+        return said + _chosen(of)
     return f"The intervals of {names} overlap: so many images show no clear difference."

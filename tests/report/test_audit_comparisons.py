@@ -84,6 +84,24 @@ def test_without_comparisons_models_are_ranked_where_their_intervals_lie_apart(
     assert "less standard" not in text
 
 
+@pytest.mark.parametrize("compared", [True, False])
+def test_that_a_pair_was_picked_from_several_is_said(audit: Path, compared: bool) -> None:
+    content = content_of(audit)
+    picked = "They were picked as best and worst of three models"
+    assert picked not in plain(page_of(audit).text)
+    content["models"].append({**content["models"][0], "name": "between"})
+    for one in [each for each in content["audits"] if each["model"] == 0]:
+        if (one["audit"], one["protocol"]) == ("head_on_stomach", "paper"):
+            between = {**one["numbers"][0], "value": 50.0, "low": 40.0, "high": 60.0}
+            content["audits"].append({**one, "model": 2, "numbers": [between], "pictures": []})
+    if not compared:
+        del content["comparisons"]
+    write(audit, content)
+    text = plain(page_of(audit).text)
+    assert text.count(picked) == 1, "the other audits have two models"
+    assert re.search(rf"aligned holds better than standard: [^:]*\. {picked}, which", text)
+
+
 def test_differences_are_listed_number_by_number(audited: Path) -> None:
     text = plain(page_of(audited).text)
     for one in content_of(audited)["comparisons"]:
