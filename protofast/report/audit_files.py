@@ -88,6 +88,7 @@ class Result:
     table: str | None
     shots: list[Shot]
     seed: int | None
+    computed: dict[str, int]  # how many of its images were computed how
 
     @property
     def what(self) -> str:
@@ -277,7 +278,10 @@ def _result(entry: Any, models: Sequence[AuditedModel], problems: list[str]) -> 
         table=entry["table"] if isinstance(entry.get("table"), str) else None,
         shots=[],
         seed=_whole(entry.get("seed")),
+        computed={},
     )
+    for way, count in _table(entry, "computed", problems).items():
+        result.computed[words.shortened(words.name(way), 200)] = _whole(count) or 0
     for number in _list(entry, "numbers", problems):
         try:
             measure = _measure(number)

@@ -68,6 +68,7 @@ class Section:
     remarks: list[tuple[str, str, str, str]]  # model, protocol, share, what holds for so many
     numbers: list[tuple[Result, Measure]]
     differences: list[Difference]
+    computed: str
     albums: list[Album]
 
     @property
@@ -239,12 +240,26 @@ def _section(
         ],
         numbers=[(result, one) for result in ordered for one in result.numbers.values()],
         differences=[each for each in audit.differences if each.audit == results[0].audit],
+        computed=_computed(ordered),
         albums=[
             shots[key]
             for result in ordered
             if (key := (result.model.index, result.audit, result.protocol)) in shots
         ],
     )
+
+
+def _computed(results: Sequence[Result]) -> str:
+    """On what the numbers of a section were computed; empty where audit.json does not say."""
+    said = [(result, result.computed) for result in results if result.computed]
+    if len({way for _, ways in said for way in ways}) == 1 and len(said) == len(results):
+        return next(iter(said[0][1]))
+    alike: dict[str, list[str]] = {}  # whose numbers, by how they were computed
+    for result, ways in said:
+        counts = [f"{words.count(count, 'image')} on {way}" for way, count in ways.items()]
+        what = " and ".join(counts) if len(counts) > 1 else next(iter(ways))
+        alike.setdefault(what, []).append(f"{result.model.name} {result.protocol}")
+    return "; ".join(f"{', '.join(whose)}: {what}" for what, whose in alike.items())
 
 
 def _rank(protocol: str) -> int:

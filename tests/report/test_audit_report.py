@@ -21,6 +21,28 @@ def test_one_file_that_needs_nothing_else(audited: Path) -> None:
     assert re.search(r"script-src 'sha256-[\w+/]+='", text)
 
 
+def test_on_what_numbers_were_computed_stands_under_their_section(audit: Path) -> None:
+    content = content_of(audit)
+    assert "Computed on" not in plain(page_of(audit).text), "audits of before it was written down"
+    jpeg = [each for each in content["audits"] if each["audit"] == "jpeg"]
+    for each in jpeg:
+        each["computed"] = {"CPU (AVX2), 2 threads, batches of 16": 120}
+    heads = [each for each in content["audits"] if each["audit"] == "head_on_stomach"]
+    for each in heads:
+        each["computed"] = {"a GPU, batches of 64": 120}
+    heads[0]["computed"] = {"a GPU, batches of 64": 100, "CPU <b>, 1 thread, batches of 1": 20}
+    write(audit, content)
+    text = plain(page_of(audit).text)
+    assert text.count("Computed on CPU (AVX2), 2 threads, batches of 16.") == 1
+    who = f"{content['models'][0]['name']} {heads[0]['protocol']}"
+    many = "100 images on a GPU, batches of 64 and 20 images on CPU <b>, 1 thread, batches of 1"
+    assert f"Computed on {who}: {many}; " in text
+    assert text.count("batches of 64.") == 1
+    jpeg[0]["computed"] = [1]
+    write(audit, content)
+    assert "'computed' cannot be used: it is no dict" in page_of(audit).text
+
+
 def test_every_number_stands_there_with_its_interval_and_n(audited: Path) -> None:
     text = plain(page_of(audited).text)
     for result in content_of(audited)["audits"]:
