@@ -308,11 +308,17 @@ class _Work:
             measured.append(self._measured(part, units))
             self.seconds[f"{part.path}/summary"] = round(time.monotonic() - start, 3)
             done += part.drawing
+        names = [model.name for model in self.models]
+
+        def comparing(one: int, other: int) -> None:
+            self.tell(f"comparing {names[one]} and {names[other]}", total, total)
+
+        compared = comparisons(measured, comparing)
         self.tell("summary", total, total)
         said = {
             **describe_audit(self.models, self.identities, predictions, self.images, self.seed),
             "audits": [each.entry for each in measured],
-            "comparisons": comparisons(measured),
+            "comparisons": compared,
             "times": {"seconds": self.seconds, "environment": environment(self.models)},
         }
         summary: dict[str, Any] = finite(said)

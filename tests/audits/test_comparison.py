@@ -99,7 +99,11 @@ def test_an_audit_of_two_models_has_their_differences(tmp_path: Path) -> None:
     models = [AuditedModel(name=name, model=small_model(seed)) for seed, name in enumerate("ab")]
     images = small_birds(tmp_path / "birds")
     audits = [Compared(DimmingSettings()), Compared(DimmingSettings(protocol="released"))]
-    said = run_audits(models, images, audits, tmp_path / "audit").summary
+    told: list[str] = []
+    said = run_audits(
+        models, images, audits, tmp_path / "audit", progress=lambda what, *_: told.append(what)
+    ).summary
+    assert told[-3:] == ["comparing a and b", "comparing a and b", "summary"]
     assert [(each["protocol"], each["key"]) for each in said["comparisons"]] == [
         ("paper", "kept"),
         ("released", "kept"),
