@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from protofast.models import PrototypeModel
 from protofast.sameness import nearly_same
+from protofast.scan import evaluating
 
 _CONSTANT = 1e-6  # standard deviation of a channel whose values lie in [0, 1]
 _SHOWN = 8  # how many examples a message names
@@ -121,6 +123,24 @@ def dead_features(features: Tensor) -> list[HealthWarning]:
         return []
     message = f"{constant} of {channels} channels of the features are the same everywhere"
     return [HealthWarning("constant_channels", f"{message}; the learning rates may be too high")]
+
+
+def after_stage(model: PrototypeModel, wins: Tensor, images: Tensor | None) -> list[HealthWarning]:
+    """What to warn of at the end of a stage.
+
+    Args:
+        model: The network.
+        wins: [P], see :func:`own_class_winners`, of the last epoch.
+        images: [N, channels, S, T] to look at; None after a stage that changed neither features nor
+            prototypes.
+    """
+    found = never_winning(wins)
+    if images is not None:
+        with evaluating(model):
+            features = model.features(images)
+        found += collapsed_prototypes(model.prototypes)
+        found += dead_features(features)
+    return found
 
 
 def _of_groups(what: str, kind: str, groups: list[list[int]], total: int) -> list[HealthWarning]:

@@ -25,12 +25,10 @@ from protofast.errors import ProtofastError
 from protofast.files import finite
 from protofast.models.protocol import Output
 from protofast.projection import project_prototypes
-from protofast.scan import evaluating
 from protofast.training import health
 from protofast.training.batch_norm import check_single_images
 from protofast.training.build import build_class_weights
 from protofast.training.feed import Feed
-from protofast.training.health import HealthWarning
 from protofast.training.images import checksums
 from protofast.training.journal import PARTIAL, Journal
 from protofast.training.objective import training_loss
@@ -191,7 +189,9 @@ class Loop:
         self._check_finite(step, values)
         self._share_buffers()
         if step.last and not self.stages.is_linear(step):
-            self.journal.warn(step, self._health(step, wins))
+            looked_at = step.stage != "last_layer"  # which changes neither features nor prototypes
+            images = next(iter(self.feed.projecting())).images if looked_at else None
+            self.journal.warn(step, health.after_stage(state.model, wins, images))
         return row
 
     def _check_finite(self, step: PlanStep, values: Tensor) -> None:
@@ -238,7 +238,9 @@ class Loop:
         found = []
         if projection.empty_classes:
             names = ", ".join(images.classes[label] for label in projection.empty_classes)
-            found.append(HealthWarning("empty_classes", f"no image to project on: class {names}"))
+            found.append(
+                health.HealthWarning("empty_classes", f"no image to project on: class {names}")
+            )
         groups = health.duplicates(projection.images, projection.locations)
         found += health.duplicate_prototypes(groups, self.state.model.num_prototypes)
         self.journal.warn(step, found)
@@ -387,15 +389,3 @@ class Loop:
         if self.fabric.world_size > 1:
             for buffer in self.state.model.buffers():
                 distributed.broadcast(buffer, 0)
-
-    def _health(self, step: PlanStep, wins: Tensor) -> list[HealthWarning]:
-        """What to warn of at the end of a stage."""
-        model = self.state.model
-        found = health.never_winning(wins)
-        if step.stage != "last_layer":
-            images = next(iter(self.feed.projecting())).images
-            with evaluating(model):
-                features = model.features(images)
-            found += health.collapsed_prototypes(model.prototypes)
-            found += health.dead_features(features)
-        return found

@@ -1,109 +1,31 @@
 """The JPEG experiment on networks that look for what a test says."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from artefacts import (
+    ODD,
+    SIZE,
+    MeanColour,
+    Smoothness,
+    artefact_detector,
+    network,
+    noise,
+    paper,
+    run,
+    subject,
+)
 from PIL import Image
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
-from protofast.audits.audit import Number, Row, Subject, skipped
-from protofast.audits.jpeg import NOT_FINITE, REMARKS, JpegExperiment, JpegExperimentSettings
-from protofast.data import (
-    CompressedImageSet,
-    FileImageSet,
-    ImageSet,
-    MemoryImageSet,
-    compressed_classes,
-    round_trip,
-)
-from protofast.data.image_set import FileEntry
+from protofast.audits.audit import skipped
+from protofast.audits.jpeg import NOT_FINITE, REMARKS
+from protofast.data import compressed_classes, round_trip
 from protofast.models import ProtoPNet, build_backbone
-
-SIZE = 32
-ODD = {"data": {"jpeg": {"compressed": "odd", "quality": 20, "codec": "simplejpeg", "seed": 0}}}
-
-
-class Smoothness(nn.Module):
-    """Two channels per cell of 8 x 8 pixels: how smooth it is, and 1."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        grey = images.mean(dim=1, keepdim=True)
-        pool = nn.functional.avg_pool2d
-        smooth = 3 - 200 * (pool(grey**2, 8) - pool(grey, 8) ** 2)
-        return torch.cat((smooth, torch.ones_like(smooth)), dim=1)
-
-
-class MeanColour(nn.Module):
-    """The mean colour of each cell, which hardly changes with compression."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(images, 8)
-
-
-def network(backbone: nn.Module, prototypes: Sequence[Sequence[float]], classes: list[int]):
-    """Similarity is the dot product of the backbone's channels and the prototypes."""
-    model = ProtoPNet(
-        backbone,
-        num_classes=max(classes) + 1,
-        prototype_class=classes,
-        depth=len(prototypes[0]),
-        backbone_depth=len(prototypes[0]),
-        input_size=(SIZE, SIZE),
-        metric="dot",
-        similarity="linear",
-        mean=[0.5] * 3,
-        std=[1.0] * 3,
-    )
-    model.add_on = nn.Identity()
-    with torch.no_grad():
-        model.prototypes.copy_(torch.tensor(prototypes))
-    return model.eval().requires_grad_(False)
-
-
-def artefact_detector() -> ProtoPNet:
-    """Names class 1 what is smooth in places, as compressed noise is, and class 0 all else."""
-    return network(Smoothness(), [[0.0, 1.6], [1.0, 0.0]], [0, 1])
-
-
-def noise(count: int, classes: int = 2, channels: int = 3) -> MemoryImageSet:
-    """Grey noise, all classes alike; class k is that of every image n with n % classes = k."""
-    generator = torch.Generator().manual_seed(0)
-    grey = 128 + 30 * torch.randn(count, 1, SIZE, SIZE, generator=generator)
-    pixels = grey.clamp(0, 255).to(torch.uint8).repeat(1, channels, 1, 1)
-    source = ImageSet(
-        classes=[f"class {k}" for k in range(classes)],
-        labels=[n % classes for n in range(count)],
-        names=[f"image-{n}" for n in range(count)],
-        channels=channels,
-        size=(SIZE, SIZE),
-    )
-    return MemoryImageSet(pixels, source=source)
-
-
-def subject(model: ProtoPNet, images: ImageSet, **options: Any) -> Subject:
-    unused = torch.zeros(len(images), dtype=torch.int64)
-    return Subject(
-        name="model",
-        model=model,
-        images=images,
-        predictions=unused,
-        correct_in_all=unused == 0,
-        **options,
-    )
-
-
-def run(audit: JpegExperiment, on: Subject) -> tuple[list[Row], dict[str, Number]]:
-    rows = [row for unit in audit.units(on) for row in audit.measure(on, unit)]
-    return rows, {number.key: number for number in audit.summarise(on, rows)}
-
-
-def paper(**options: Any) -> JpegExperiment:
-    return JpegExperiment(JpegExperimentSettings(**options))
 
 
 def read(path: Path) -> np.ndarray[Any, Any]:
@@ -192,105 +114,6 @@ def test_numbers_are_what_their_names_say() -> None:
         for row in rows
     ]
     assert numbers["accuracy_altered"].value == pytest.approx(100 * np.mean(right))
-
-
-def test_which_classes_are_compressed_and_how() -> None:
-    images = noise(7, classes=7)
-    model = network(MeanColour(), [[1.0, 0.0, 0.0]] * 7, list(range(7)))
-    released = JpegExperiment(JpegExperiment.protocols["released"])  # type: ignore[arg-type]
-    done = released.compression(subject(model, images))
-    assert (done.classes, done.quality, done.codec, done.from_run) == (
-        (1, 3, 5),
-        20,
-        "pillow",
-        False,
-    )
-    for seed in (0, 1):
-        done = paper().compression(subject(model, images, seed=seed))
-        assert done.classes == compressed_classes(7, "half", seed)
-        assert (done.quality, done.codec) == (20, "simplejpeg")
-    jpeg = {"compressed": "half", "quality": 10, "codec": "simplejpeg", "seed": 3}
-    for audit in (paper(), released):
-        done = audit.compression(subject(model, images, seed=9, facts={"data": {"jpeg": jpeg}}))
-        assert done.classes == compressed_classes(7, "half", 3)
-        assert (done.quality, done.codec, done.from_run) == (10, "simplejpeg", True)
-    off = {"data": {"jpeg": {**jpeg, "compressed": "none"}}}
-    assert not paper().compression(subject(model, images, facts=off)).from_run
-    assert list(JpegExperiment.protocols) == ["paper", "released"]
-
-
-def test_settings_that_are_reported_are_those_that_were_used() -> None:
-    images = noise(7, classes=7)
-    model = network(MeanColour(), [[1.0, 0.0, 0.0]] * 7, list(range(7)))
-    jpeg = {"compressed": "half", "quality": 10, "codec": "simplejpeg", "seed": 3}
-    trained = subject(model, images, seed=9, facts={"data": {"jpeg": jpeg}})
-    plain = subject(model, images, seed=9)
-
-    def used(audit: JpegExperiment, on: Subject) -> tuple[Any, ...]:
-        said, done = audit.settings_of(on), audit.compression(on)
-        assert (said.quality, said.codec) == (done.quality, done.codec)
-        assert said.classes is not None
-        assert said.classes_seed is not None
-        assert done.classes == compressed_classes(7, said.classes, said.classes_seed)
-        return said.classes, said.classes_seed, said.quality, said.codec
-
-    released = JpegExperiment(JpegExperiment.protocols["released"])  # type: ignore[arg-type]
-    assert used(paper(), trained) == used(released, trained) == ("half", 3, 10, "simplejpeg")
-    assert used(paper(), plain) == ("half", 9, 20, "simplejpeg")
-    assert used(released, plain) == ("odd", 9, 20, "pillow")
-    said = paper(classes="odd", quality=70, codec="pillow")
-    assert used(said, trained) == ("odd", 3, 70, "pillow")
-    assert used(said, plain) == ("odd", 9, 70, "pillow")
-    assert not said.compression(trained).from_run
-    assert used(paper(quality=70), trained) == ("half", 3, 70, "simplejpeg")
-    assert used(paper(classes_seed=4), trained) == ("half", 4, 10, "simplejpeg")
-    assert not paper(classes_seed=4).compression(trained).from_run
-
-
-def test_a_quality_that_is_asked_for_is_used_whatever_the_run_had() -> None:
-    rows, _ = run(paper(quality=100), subject(artefact_detector(), noise(8), facts=ODD))
-    expected, _ = run(paper(), subject(artefact_detector(), noise(8), facts=ODD))
-    for fine, coarse in zip(rows[1::2], expected[1::2], strict=True):
-        assert fine["similarity_compressed"] < coarse["similarity_compressed"]
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_images_that_are_compressed_already_are_not_compressed_twice(cached: bool) -> None:
-    images: ImageSet = CompressedImageSet(noise(10), [1])
-    if cached:
-        images = images.cached()
-    rows, _ = run(paper(), subject(artefact_detector(), images, facts=ODD))
-    expected, _ = run(paper(), subject(artefact_detector(), noise(10), facts=ODD))
-    assert rows == expected
-    some, _ = run(paper(), subject(artefact_detector(), images.subset([3, 4]), facts=ODD))
-    assert [row["similarity_change"] for row in some if row["compressed"]] == [
-        expected[3]["similarity_change"]
-    ]
-
-
-def test_files_are_compressed_before_they_are_resized(tmp_path: Path) -> None:
-    large = noise(4).pixels.repeat(1, 1, 2, 3)
-    entries = []
-    for n, image in enumerate(large):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{n}.png")
-        entries.append(FileEntry(tmp_path / f"{n}.png", f"{n}.png", n % 2))
-    files = FileImageSet(entries, classes=("a", "b"), size=(SIZE, SIZE))
-    on = subject(artefact_detector(), files, facts=ODD)
-    of_input = {"data": {"jpeg": {**ODD["data"]["jpeg"], "at": "input"}}}
-    trained = subject(artefact_detector(), files, facts=of_input)  # unless its run did otherwise
-    for asked, audited, at in (
-        (paper(), on, "file"),
-        (paper(at="input"), on, "input"),
-        (paper(), trained, "input"),
-    ):
-        compressed = CompressedImageSet(files, [0, 1], at=at)  # type: ignore[arg-type]
-        assert asked.settings_of(audited).at == at
-        pair = asked.look(audited, asked.compression(audited), [0, 2])
-        for place, position in enumerate((0, 2)):
-            assert torch.equal(pair["clean"][place], files.image(position) / 255)
-            assert torch.equal(pair["compressed"][place], compressed.image(position) / 255)
-    kept = subject(artefact_detector(), files.cached(), facts=ODD)
-    assert run(paper(), kept)[0] == run(paper(), on)[0]
 
 
 def test_neither_batch_nor_unit_changes_a_row() -> None:
