@@ -8,8 +8,8 @@ import torch
 
 # A round shorter than this would measure the clock.
 ROUND_SECONDS = 2e-4
-# So many rounds at most: the shortest steps, too, are timed for their share of a second, because what
-# else a machine does comes in bursts of a tenth.
+# So many rounds at most. The shortest steps, too, are timed for their share of a second: what else
+# a machine does comes in bursts of a tenth.
 ROUNDS = 2000
 
 
