@@ -21,7 +21,10 @@ py::dict cpu_features() {
   using protofast::InstructionSet;
   py::dict features;
   for (const InstructionSet set :
-       {InstructionSet::kAvx512, InstructionSet::kAvx2, InstructionSet::kPortable}) {
+       {InstructionSet::kAvx512Vnni,
+        InstructionSet::kAvx512,
+        InstructionSet::kAvx2,
+        InstructionSet::kPortable}) {
     const auto& here = protofast::supported_instruction_sets();
     features[protofast::name_of(set)] = std::find(here.begin(), here.end(), set) != here.end();
   }

@@ -9,10 +9,13 @@
 
 namespace protofast {
 
-enum class InstructionSet { kAvx512, kAvx2, kPortable };
+// kAvx512Vnni is AVX-512 with dot products of 8 and 16-bit integers.
+enum class InstructionSet { kAvx512Vnni, kAvx512, kAvx2, kPortable };
 
 inline const char* name_of(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kAvx512Vnni:
+      return "avx512vnni";
     case InstructionSet::kAvx512:
       return "avx512";
     case InstructionSet::kAvx2:
@@ -36,6 +39,7 @@ inline const std::vector<InstructionSet>& supported_instruction_sets() {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+    if (v4 && __builtin_cpu_supports("avx512vnni")) found.push_back(InstructionSet::kAvx512Vnni);
     if (v4) found.push_back(InstructionSet::kAvx512);
     if (v3) found.push_back(InstructionSet::kAvx2);
 #endif
@@ -43,17 +47,6 @@ inline const std::vector<InstructionSet>& supported_instruction_sets() {
     return found;
   }();
   return sets;
-}
-
-// Whether this machine multiplies 8-bit integers four to a lane (AVX-512 VNNI).
-inline bool has_byte_dot_products() {
-#if defined(__x86_64__)
-  static const bool has = supported_instruction_sets().front() == InstructionSet::kAvx512 &&
-                          __builtin_cpu_supports("avx512vnni");
-  return has;
-#else
-  return false;
-#endif
 }
 
 // The best one, or the one that the environment variable PROTOFAST_CPU names (for tests and for

@@ -12,7 +12,7 @@ template <typename Table>
 const Table& table_of(
     InstructionSet set, const Table& portable, const Table& avx2, const Table& avx512
 ) {
-  if (set == InstructionSet::kAvx512) return avx512;
+  if (set == InstructionSet::kAvx512Vnni || set == InstructionSet::kAvx512) return avx512;
   return set == InstructionSet::kAvx2 ? avx2 : portable;
 }
 

@@ -37,6 +37,16 @@ struct Limits<double> {
   static constexpr double kSmallestNorm = 0x1p-900;
 };
 
+// Vectors of integers by the same names.
+template <>
+struct Limits<int32_t> {
+  using Integer = int32_t;
+};
+template <>
+struct Limits<int64_t> {
+  using Integer = int64_t;
+};
+
 template <typename T, int bytes = PROTOFAST_VECTOR_BYTES>
 struct VectorTypes {
   typedef T Vector __attribute__((vector_size(bytes)));

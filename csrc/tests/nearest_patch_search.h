@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/nearest_patch/forward.h"
-#include "cpu/tables.h"
+#include "cpu/nearest_patch/table.h"
 #include "tests/cpu_problem.h"
 
 namespace protofast::testing {
@@ -42,7 +42,7 @@ Found<T> search(
 ) {
   const int64_t pairs = map.images * matrix.count;
   Found<T> found = {std::vector<T>(pairs), std::vector<T>(pairs), std::vector<int64_t>(pairs)};
-  const NearestPatchKernels<T>& kernels = kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set));
+  const NearestPatchKernels<T>& kernels = kernels_of<T>(nearest_patch_table(set));
   PrototypePack<T> pack(kernels, matrix, metric);
   nearest_patch_forward<T>(
       kernels,

@@ -232,7 +232,7 @@ TEST(bfloat16_is_read_exactly) {
     narrow.element = Element::kBFloat16;
     Found<float> found = expected;
     std::fill(found.distances.begin(), found.distances.end(), 0.0f);
-    const NearestPatchKernels<float>& kernels = PROTOFAST_TABLE(nearest_patch, set).of_float;
+    const NearestPatchKernels<float>& kernels = nearest_patch_table(set).of_float;
     nearest_patch_forward<float>(
         kernels,
         narrow,
@@ -270,7 +270,7 @@ Gradients<T> gradients(
       result.prototypes.data(), Problem<T>::element(), problem.shape.prototypes, problem.shape.depth
   };
   nearest_patch_gradients<T>(
-      kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
+      kernels_of<T>(nearest_patch_table(set)),
       {nullptr, slopes.data()},
       problem.map(),
       problem.matrix(),

@@ -22,7 +22,7 @@ template <typename T>
 std::vector<T> freeze(Problem<T>& problem, InstructionSet set, Metric metric) {
   const PrototypeMatrix matrix = problem.matrix();
   std::vector<T> frozen(PrototypePack<T>::frozen_size(matrix));
-  const NearestPatchKernels<T>& kernels = kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set));
+  const NearestPatchKernels<T>& kernels = kernels_of<T>(nearest_patch_table(set));
   PrototypePack<T>::freeze(kernels, matrix, metric, 3, Threads(), frozen.data());
   CHECK(PrototypePack<T>::fits(kernels, matrix, metric, frozen.data(), frozen.size()));
   return frozen;
@@ -37,7 +37,7 @@ FrozenSearch<T> search_frozen(
     int64_t threads
 ) {
   const int64_t pairs = problem.shape.images * problem.shape.prototypes;
-  const NearestPatchKernels<T>& kernels = kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set));
+  const NearestPatchKernels<T>& kernels = kernels_of<T>(nearest_patch_table(set));
   Found<T> found = {std::vector<T>(pairs), std::vector<T>(pairs), std::vector<int64_t>(pairs)};
   const bool current = nearest_patch_forward<T>(
       kernels,
@@ -95,7 +95,7 @@ TEST(a_pack_made_for_something_else_does_not_fit) {
     const std::vector<float> frozen = freeze(problem, set, Metric::kDot);
     const auto fits = [&](InstructionSet other, Shape shape, Metric metric, int64_t size) {
       Problem<float> asked(shape, Layout::kNchw, 3);
-      const NearestPatchKernels<float>& kernels = PROTOFAST_TABLE(nearest_patch, other).of_float;
+      const NearestPatchKernels<float>& kernels = nearest_patch_table(other).of_float;
       return PrototypePack<float>::fits(kernels, asked.matrix(), metric, frozen.data(), size);
     };
     const int64_t size = frozen.size();
@@ -108,11 +108,7 @@ TEST(a_pack_made_for_something_else_does_not_fit) {
     }
     const std::vector<float> empty(size);
     CHECK(!PrototypePack<float>::fits(
-        PROTOFAST_TABLE(nearest_patch, set).of_float,
-        problem.matrix(),
-        Metric::kDot,
-        empty.data(),
-        size
+        nearest_patch_table(set).of_float, problem.matrix(), Metric::kDot, empty.data(), size
     ));
   });
 }

@@ -256,7 +256,7 @@ void check_nearest_patch_gradients(WindowProblem<T>& problem, InstructionSet set
           const FeatureMap& grad_features,
           const PrototypeMatrix& grad_prototypes) {
         nearest_patch_gradients<T>(
-            kernels_of<T>(PROTOFAST_TABLE(nearest_patch, set)),
+            kernels_of<T>(nearest_patch_table(set)),
             {nullptr, slopes.data()},
             features,
             prototypes,

@@ -14,7 +14,9 @@ _LIBRARY.define("cpu_isa() -> str")
 
 
 def cpu_instruction_set() -> str:
-    """What runs operators on the CPU: `avx512`, `avx2`, `portable` or `reference` (plain PyTorch).
+    """What runs operators on the CPU.
+
+    `avx512vnni`, `avx512`, `avx2`, `portable` or `reference` (plain PyTorch).
 
     The best one of this machine, unless the environment variable PROTOFAST_CPU names another.
 

@@ -34,6 +34,11 @@ _MISFIT = (
 )
 
 
+# A pack holds numbers of the kernel's type and others; its bits are kept, whatever they are.
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_NUMBERS = {bits: numbers for numbers, bits in _BITS.items()}
+
+
 def pack_prototypes(prototypes: Tensor, *, metric: str = "squared_l2") -> Tensor:
     """Pack prototypes for `nearest_patch_packed`.
 
@@ -42,8 +47,8 @@ def pack_prototypes(prototypes: Tensor, *, metric: str = "squared_l2") -> Tensor
         metric: the metric that they will be compared by.
 
     Returns:
-        An opaque one-dimensional tensor: for the CPU some twice as large as the prototypes, float64
-        for float64 and else float32; on other devices empty, for there is nothing to gain there.
+        An opaque one-dimensional tensor: for the CPU some twice as large as the prototypes, int64
+        for float64 and else int32; on other devices empty, for there is nothing to gain there.
 
     Raises:
         TypeError: `prototypes` is no floating-point tensor.
@@ -140,10 +145,13 @@ def _check(
         )
     if packed.dim() != 1 or packed.shape[0] != _packed_size(prototypes):
         raise ValueError(_MISFIT)
-    if packed.dtype != compute_dtype(features, prototypes):
+    numbers = compute_dtype(prototypes, prototypes)
+    if packed.dtype != _BITS[numbers]:
+        raise ValueError(_MISFIT)
+    if numbers != compute_dtype(features, prototypes):
         raise ValueError(
-            f"prototypes packed as {packed.dtype} cannot be compared with features of "
-            f"{features.dtype}: convert the features to {packed.dtype}, or use the prototypes "
+            f"prototypes packed as {numbers} cannot be compared with features of "
+            f"{features.dtype}: convert the features to {numbers}, or use the prototypes "
             "unpacked (PrototypeLayer: unfreeze())"
         )
 
@@ -152,13 +160,14 @@ def _reference_pack(prototypes: Tensor, metric: str) -> Tensor:
     """The prototypes themselves, to be compared later; the rest stays empty."""
     packed = _fake_pack(prototypes, metric).zero_()
     if len(packed) > 0:
-        packed[: prototypes.numel()] = prototypes.flatten()
+        numbers = prototypes.to(_NUMBERS[packed.dtype]).flatten()
+        packed[: prototypes.numel()] = numbers.view(packed.dtype)
     return packed
 
 
 def _fake_pack(prototypes: Tensor, metric: str) -> Tensor:
     _check_prototypes(prototypes, metric)
-    dtype = compute_dtype(prototypes, prototypes)
+    dtype = _BITS[compute_dtype(prototypes, prototypes)]
     return prototypes.new_empty(_packed_size(prototypes), dtype=dtype)
 
 
@@ -175,10 +184,8 @@ def _reference(
     """By `nearest_patch`, which has nothing to gain from packing here."""
     _check(features, prototypes, packed, metric, similarity, eps, precision, refine)
     if len(packed) > 0:
-        bits = torch.int64 if packed.dtype == torch.float64 else torch.int32
-        before = packed[: prototypes.numel()]
-        now = prototypes.to(packed.dtype).flatten()
-        if not torch.equal(before.view(bits), now.view(bits)):
+        now = prototypes.to(_NUMBERS[packed.dtype]).flatten()
+        if not torch.equal(packed[: prototypes.numel()], now.view(packed.dtype)):
             raise RuntimeError(_STALE)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.protofast.nearest_patch(
         features, prototypes, metric, similarity, eps, precision, refine
@@ -198,7 +205,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(features, prototypes, packed, metric, similarity, eps, precision, refine)
     shape = (features.shape[0], prototypes.shape[0])
-    activations = features.new_empty(shape, dtype=packed.dtype)
+    activations = features.new_empty(shape, dtype=_NUMBERS[packed.dtype])
     locations = features.new_empty(shape, dtype=torch.int64)
     return activations, torch.empty_like(activations), locations
 

@@ -31,7 +31,7 @@ def test_json_says_what_is_installed_and_that_every_operator_agrees() -> None:
     assert {"protofast", "python", "torch", "platform", "build", "libraries", "cpu", "cuda"} <= {
         *found
     }
-    assert found["cpu"]["kernel"] in ("avx512", "avx2", "portable", "reference")
+    assert found["cpu"]["kernel"] in ("avx512vnni", "avx512", "avx2", "portable", "reference")
     assert found["cpu"]["threads"] >= 1
     assert found["self_check"]["passed"]
     rows = found["self_check"]["operators"]

@@ -49,7 +49,7 @@ def require_build() -> None:
 def test_the_installed_libraries_are_loaded() -> None:
     require_build()
     assert "cpu" in _build.loaded_libraries()
-    assert cpu_instruction_set() in ("avx512", "avx2", "portable")
+    assert cpu_instruction_set() in ("avx512vnni", "avx512", "avx2", "portable")
     facts = _build.facts()
     assert facts["torch_abi"] == "2.10"
     assert facts["compiler"]

@@ -38,17 +38,27 @@ TESTS_OF_PATHS = {
     "test_numerics_contract.py",
     "test_properties.py",
 }
-NAMES = ("reference", "avx512", "avx2", "portable", *CUDA)
+# These as well have code of their own for AVX-512 VNNI.
+TESTS_OF_VNNI = {
+    "test_instruction_sets.py",
+    "test_nearest_patch_within.py",
+    "test_packed_prototypes.py",
+    "test_windows.py",
+}
+NAMES = ("reference", "avx512vnni", "avx512", "avx2", "portable", *CUDA)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the named paths of a GPU where all of them are the same code."""
+    """Leave out the named paths of a GPU, and VNNI, where they are the same code as without."""
 
     def runs_twice(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)  # of parametrized tests alone
         if callspec is None or item.path.name in TESTS_OF_PATHS:
             return False
-        implementation = CUDA.get(callspec.params.get("implementation", ""))
+        name = callspec.params.get("implementation", "")
+        if name == "avx512vnni":
+            return item.path.name not in TESTS_OF_VNNI
+        implementation = CUDA.get(name)
         return implementation is not None and implementation.path != ""
 
     items[:] = [item for item in items if not runs_twice(item)]

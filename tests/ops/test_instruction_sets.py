@@ -25,4 +25,4 @@ def test_an_unknown_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=message):
         nearest_patch(torch.zeros(1, 2, 3, 3), torch.zeros(4, 2))
     monkeypatch.setenv("PROTOFAST_CPU", "")
-    assert cpu_instruction_set() in ("avx512", "avx2", "portable")
+    assert cpu_instruction_set() in ("avx512vnni", "avx512", "avx2", "portable")

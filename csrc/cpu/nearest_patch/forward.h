@@ -38,6 +38,12 @@ class ChunkWorkspace {
         ),
         terms_(round_up(images * features.locations, kernels.block_rows)),
         largest_(images),
+        scales_(kernels.coded ? round_up(images * features.locations, kernels.block_rows) : 0),
+        products_(
+            kernels.coded
+                ? round_up(images * features.locations, kernels.block_rows) * kernels.panel_lanes
+                : 0
+        ),
         table_bits_(
             static_cast<int>(std::bit_width(static_cast<uint64_t>(features.locations))) + 1
         ),
@@ -50,6 +56,8 @@ class ChunkWorkspace {
             blocks_.data(),
             terms_.data(),
             largest_.data(),
+            scales_.data(),
+            products_.data(),
             find_repetitions ? table_.data() : nullptr,
             table_bits_
         } {}
@@ -75,6 +83,8 @@ class ChunkWorkspace {
   Workspace<T> blocks_;
   Workspace<T> terms_;
   Workspace<T> largest_;
+  Workspace<T> scales_;
+  Workspace<int32_t> products_;
   int table_bits_;
   Workspace<uint32_t> table_;
   PackedImages<T> packed_;

@@ -122,18 +122,38 @@ inline Running<T> nothing_yet() {
   return running;
 }
 
+template <typename T>
+inline void take_score(Running<T>& running, int v, Vector<T> score, int64_t location) {
+  const Integers<T> here = Integers<T>{} + static_cast<typename Limits<T>::Integer>(location);
+  const Vector<T> best = running.best[v], second = running.second[v];
+  const Vector<T> lesser = best < score ? best : score;  // NaN if the score is
+  running.second[v] = lesser > second ? lesser : second;
+  running.location[v] = score > best ? here : running.location[v];
+  running.best[v] = score > best ? score : best;
+}
+
 template <Metric metric, int vectors, typename T>
 inline void take_row(Running<T>& running, const T* scores, T term, int64_t location) {
-  const Integers<T> here = Integers<T>{} + static_cast<typename Limits<T>::Integer>(location);
   for (int v = 0; v < vectors; ++v) {
     const Vector<T> product = load(scores + v * kWidth<T>);
-    const Vector<T> score = metric == Metric::kCosine ? product * term : product - term;
-    const Vector<T> best = running.best[v], second = running.second[v];
-    const Vector<T> lesser = best < score ? best : score;  // NaN if the score is
-    running.second[v] = lesser > second ? lesser : second;
-    running.location[v] = score > best ? here : running.location[v];
-    running.best[v] = score > best ? score : best;
+    take_score<T>(
+        running, v, metric == Metric::kCosine ? product * term : product - term, location
+    );
   }
+}
+
+// Of the L2 metrics, by how much rounding can put the score of a nearer patch below the best one. A
+// rival of distance d has |z|^2 <= 2 (|p|^2 + d); |z|^2 + |p|^2 <= 3 |p|^2 + 2 d.
+template <typename T>
+inline Vector<T> rounding_error(Vector<T> norm, Vector<T> distance, T tolerance) {
+  return tolerance * (T(3) * norm + T(2) * distance) + Limits<T>::kSmallestNorm;
+}
+
+// Of the L2 metrics, where the best score tells the winner: not where the runner-up is within the
+// error, or the distance is about zero, or a number is NaN.
+template <typename T>
+inline Integers<T> certain(Vector<T> best, Vector<T> second, Vector<T> norm, Vector<T> error) {
+  return (best - second > error) & (norm - T(2) * best > T(2) * error);
 }
 
 // Where a score cannot tell: the runner-up is within its rounding error, or the distance is about
@@ -146,10 +166,9 @@ inline Integers<T> uncertain_lanes(
   const Vector<T> norm = load(norms + v * kWidth<T>);
   const T least = Limits<T>::kSmallestNorm;
   if constexpr (metric == Metric::kSquaredL2) {
-    // A rival of distance d has |z|^2 <= 2 (|p|^2 + d); |z|^2 + |p|^2 <= 3 |p|^2 + 2 d.
     const Vector<T> distance = norm - T(2) * running.best[v];
-    const Vector<T> error = tolerance * (T(3) * norm + T(2) * distance) + least;
-    return ~((gap > error) & (distance > T(2) * error));
+    const Vector<T> error = rounding_error<T>(norm, distance, tolerance);
+    return ~certain<T>(running.best[v], running.second[v], norm, error);
   } else {
     const T scale = metric == Metric::kDot ? largest : T(1);
     return ~(gap > tolerance * scale * norm + least);
@@ -320,6 +339,7 @@ constexpr NearestPatchKernels<T> nearest_patch_kernels() {
   return {
       .panel_lanes = kLanes<T>,
       .block_rows = kRows,
+      .coded = false,
       .access = patch_access<T>(),
       .find_centre = find_centre<T>,
       .pack_panel = pack_panel<T>,

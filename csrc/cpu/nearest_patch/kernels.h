@@ -41,6 +41,8 @@ struct PackedImages {
   T* blocks;              // [ceil(count * L / block_rows), D, block_rows], and kBlockSlack numbers
   T* terms;    // [count * L, rounded up to blocks], a number per row for its score; NaN: no part
   T* largest;  // [count], largest |z| in the image; NaN: its scores cannot be trusted
+  T* scales;   // [as terms], and [as terms, lanes]: of coded kernels alone (coded_kernel.h)
+  int32_t* products;
   uint32_t* table;  // [2^table_bits], more than L, to look for repeated patches; or null
   int table_bits;
 };
@@ -86,6 +88,7 @@ template <typename T>
 struct NearestPatchKernels {
   int64_t panel_lanes;
   int64_t block_rows;
+  bool coded;  // panels and blocks of the L2 metrics hold integers
   PatchAccess<T> access;
 
   void (*find_centre)(const PackedPrototypes<T>& prototypes);
@@ -138,5 +141,6 @@ struct NearestPatchTable {
 extern const NearestPatchTable nearest_patch_portable;
 extern const NearestPatchTable nearest_patch_avx2;
 extern const NearestPatchTable nearest_patch_avx512;
+extern const NearestPatchTable nearest_patch_avx512vnni;
 
 }  // namespace protofast

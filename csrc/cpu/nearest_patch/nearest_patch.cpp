@@ -9,7 +9,7 @@
 #include "cpu/nearest_patch/backward.h"
 #include "cpu/nearest_patch/choice.h"
 #include "cpu/nearest_patch/forward.h"
-#include "cpu/tables.h"
+#include "cpu/nearest_patch/table.h"
 #include "cpu/tensors.h"
 
 namespace protofast {
@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_with(
     const MakePack& make_pack
 ) {
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
-  const NearestPatchTable& table = PROTOFAST_TABLE(nearest_patch, chosen_instruction_set());
+  const NearestPatchTable& table = nearest_patch_table(chosen_instruction_set());
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   Tensor activations = torch::stable::new_empty(features, shape, type);
@@ -85,17 +85,22 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch(
   );
 }
 
+// A pack is a tensor of integers as large as its numbers: not all of its bits are numbers.
+ScalarType type_of_pack(ScalarType numbers) {
+  return numbers == ScalarType::Double ? ScalarType::Long : ScalarType::Int;
+}
+
 Tensor pack_prototypes(const Tensor& prototypes, const std::string& metric_name) {
   STD_TORCH_CHECK(
       prototypes.is_cpu() && prototypes.dim() == 2 && prototypes.size(1) > 0,
       "prototypes must be on the CPU and [P, D]"
   );
   const Metric metric = metric_of(metric_name);
-  const NearestPatchTable& table = PROTOFAST_TABLE(nearest_patch, chosen_instruction_set());
+  const NearestPatchTable& table = nearest_patch_table(chosen_instruction_set());
   const ScalarType type = result_type(prototypes, prototypes);
   const Tensor rows = torch::stable::contiguous(prototypes);
   const int64_t shape[] = {PrototypePack<float>::frozen_size(read_matrix(rows))};
-  Tensor packed = torch::stable::new_empty(prototypes, shape, type);
+  Tensor packed = torch::stable::new_empty(prototypes, shape, type_of_pack(type));
   with_result_type(type, [&](auto number) {
     using T = decltype(number);
     PrototypePack<T>::freeze(
@@ -104,7 +109,7 @@ Tensor pack_prototypes(const Tensor& prototypes, const std::string& metric_name)
         metric,
         threads_for(static_cast<double>(rows.numel())),
         TorchThreads(),
-        packed.mutable_data_ptr<T>()
+        static_cast<T*>(packed.mutable_data_ptr())
     );
   });
   return packed;
@@ -124,21 +129,20 @@ std::tuple<Tensor, Tensor, Tensor> nearest_patch_packed(
   const Metric metric = metric_of(metric_name);
   const Tensor numbers = torch::stable::contiguous(packed);
   const bool typed = numbers.is_cpu() && prototypes.dim() == 2 &&
-                     numbers.scalar_type() == result_type(features, prototypes);
+                     numbers.scalar_type() == type_of_pack(result_type(features, prototypes));
   return nearest_patch_with(
       features,
       prototypes,
       similarity,
       eps,
       [&]<typename T>(const NearestPatchKernels<T>& kernels, const PrototypeMatrix& rows) {
+        const T* frozen = static_cast<const T*>(numbers.const_data_ptr());
         STD_TORCH_CHECK(
-            typed && PrototypePack<T>::fits(
-                         kernels, rows, metric, numbers.const_data_ptr<T>(), numbers.numel()
-                     ),
+            typed && PrototypePack<T>::fits(kernels, rows, metric, frozen, numbers.numel()),
             "these packed prototypes are not of these prototypes' sizes, dtype or metric, or were "
             "packed for another kind of processor: pack them again (PrototypeLayer: freeze())"
         );
-        return PrototypePack<T>(kernels, rows, metric, numbers.const_data_ptr<T>());
+        return PrototypePack<T>(kernels, rows, metric, frozen);
       }
   );
 }
@@ -195,7 +199,7 @@ std::tuple<Tensor, Tensor> nearest_patch_backward(
   check_inputs(features, prototypes);
   const Metric metric = metric_of(metric_name);
   const SimilarityFunction similarity = similarity_of(similarity_name, eps);
-  const NearestPatchTable& table = PROTOFAST_TABLE(nearest_patch, chosen_instruction_set());
+  const NearestPatchTable& table = nearest_patch_table(chosen_instruction_set());
   const ScalarType type = result_type(features, prototypes);
   const int64_t shape[] = {features.size(0), prototypes.size(0)};
   check_pairs(distances, "distances", shape, type);

@@ -220,12 +220,16 @@ inline void find_terms(const PackedImages<T>& images, int64_t n, int64_t depth, 
   for (int64_t l = 0; l < locations; ++l) terms[l] = score_term(terms[l], metric);
 }
 
-template <typename T>
-void pack_images(
+// Packs images block by block, each so many numbers behind the one before; finish(block, row) is
+// called when its rows from `row` on are packed and their squared norms are known.
+template <typename T, typename Finish>
+inline void pack_blocks(
     const PackedPrototypes<T>& prototypes,
     const FeatureMap& features,
     int64_t first_image,
-    const PackedImages<T>& images
+    const PackedImages<T>& images,
+    int64_t block_numbers,
+    const Finish& finish
 ) {
   const int64_t depth = prototypes.depth, locations = images.locations;
   const int64_t rows = images.count * locations;
@@ -242,10 +246,22 @@ void pack_images(
         if (++l == locations) ++n, l = 0;
       }
     }
-    T* block = images.blocks + row * depth;
+    T* block = images.blocks + row / kRows * block_numbers;
     pack_columns<T, kRows>(patches, prototypes.centre, depth, block, images.terms + row);
+    finish(block, row);
   }
   for (int64_t i = 0; i < images.count; ++i) find_terms(images, i, depth, prototypes.metric);
+}
+
+template <typename T>
+void pack_images(
+    const PackedPrototypes<T>& prototypes,
+    const FeatureMap& features,
+    int64_t first_image,
+    const PackedImages<T>& images
+) {
+  const int64_t numbers = prototypes.depth * kRows;
+  pack_blocks(prototypes, features, first_image, images, numbers, [](T*, int64_t) {});
 }
 
 }  // namespace

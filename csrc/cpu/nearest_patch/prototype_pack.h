@@ -40,7 +40,7 @@ inline PackLayout pack_layout(int64_t count, int64_t depth) {
 // What tells one frozen pack from another of the same size.
 template <typename T>
 struct PackHeader {
-  T magic, lanes, metric, count, depth;
+  T magic, lanes, coded, metric, count, depth;
   bool operator==(const PackHeader& other) const = default;
 };
 
@@ -157,6 +157,7 @@ class PrototypePack {
     return {
         kMagic,
         static_cast<T>(kernels.panel_lanes),
+        static_cast<T>(kernels.coded),
         static_cast<T>(static_cast<int>(metric)),
         static_cast<T>(prototypes.count),
         static_cast<T>(prototypes.depth),

@@ -8,16 +8,6 @@
 namespace protofast {
 namespace {
 
-// Vectors of integers by the same names as those of floating-point numbers.
-template <>
-struct Limits<int32_t> {
-  using Integer = int32_t;
-};
-template <>
-struct Limits<int64_t> {
-  using Integer = int64_t;
-};
-
 // The score of what is not there; scores themselves are higher.
 constexpr int32_t kLowest = -2147483647 - 1;
 

@@ -19,7 +19,7 @@ namespace protofast {
 template <typename T>
 const CodeKernels<T>* code_kernels_for([[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512 && has_byte_dot_products()) {
+  if (set == InstructionSet::kAvx512Vnni) {
     if constexpr (std::is_same_v<T, float>) {
       return &nearest_patch_within_avx512vnni.of_float;
     } else {
