@@ -31,6 +31,8 @@
 // A worker takes a few images (kChunkBytes in forward.h), packs them into its workspace, which
 // stays in the L2 cache, and goes through the panels of prototypes. A panel stays in the L1 cache
 // while the images go past it; one too deep for that goes in steps.
+//
+// coded_kernel.h does the same with products of integers.
 #pragma once
 
 #include "cpu/nearest_patch/backward_kernel.h"
