@@ -113,12 +113,12 @@ def _floor(results: Results) -> Verdict:
     what = _name(HEADLINE, "forward", "cpu")
     ours, peak = results.layer(HEADLINE, "forward", "ours"), results.fma_peak()
     if ours is None or peak is None:
-        return _not_run(what, "multiply-add floor", "≤ 1.25x", "cpu")
+        return _not_run(what, "floor of float32 multiply-adds", "≤ 1.25x", "cpu")
     floor = HEADLINE.flops / peak
     reached = ours.median / floor
     return Verdict(
         what,
-        "multiply-add floor",
+        "floor of float32 multiply-adds",
         "≤ 1.25x",
         in_words(floor),
         in_words(ours.median),

@@ -172,7 +172,8 @@ def _layers(results: Results, device: str) -> str:
     verdict = never_slower(results)
     place = "CPU" if device == "cpu" else "GPU"
     text = "Milliseconds, float32, NCHW. `rate`: GFLOP/s of the forward products"
-    text += ", and that as a part of the multiply-add peak. " if ceiling else ". "
+    peak = ", and that as a part of floats' multiply-add peak, which integers exceed. "
+    text += peak if ceiling else ". "
     text += "`spread`: ours, between the quartiles. `best / ours`: above 1, ours is faster than "
     text += "every baseline. `frozen`: ours with the prototypes packed once, for inference.\n\n"
     if device == "cpu":
