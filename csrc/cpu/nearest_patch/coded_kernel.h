@@ -2,8 +2,8 @@
 // the rate of floats: the L2 metrics of float32 select the winner by integers.
 //
 // A patch or prototype z, minus the centre, is coded as z = scale * a + rest with integers a and
-// scale = |z| / kLongest', so that |a| <= kLongest: a sum of products a.b fits into 32 bits at any
-// depth, and |rest| <= |z| * coding_error(depth). The score z.p - |z|^2 / 2 of kernel.h is then
+// scale = |z| / longest_code(depth), so that |a| <= kLongest: a sum of products a.b fits into 32
+// bits at any depth, and |rest| <= |z| * coding_error(depth). The score of kernel.h is then
 //
 //   scale_z * scale_p * (a.b) - |z|^2 / 2
 //
