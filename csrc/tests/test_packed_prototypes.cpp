@@ -1,6 +1,7 @@
 // Prototypes packed once for many calls: the same bits as packed anew for each, and never used
 // after a change.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -110,6 +111,22 @@ TEST(a_pack_made_for_something_else_does_not_fit) {
     CHECK(!PrototypePack<float>::fits(
         nearest_patch_table(set).of_float, problem.matrix(), Metric::kDot, empty.data(), size
     ));
+  });
+}
+
+// Several workers may need the same panel at the same time.
+TEST(panels_packed_late_share_no_memory) {
+  for_each_instruction_set([](InstructionSet set) {
+    Problem<float> problem({1, 70, 9, 4}, Layout::kNchw, 4);
+    const NearestPatchKernels<float>& kernels = nearest_patch_table(set).of_float;
+    const PrototypePack<float> pack(kernels, problem.matrix(), Metric::kSquaredL2);
+    std::vector<float> first(pack.late_numbers(kernels)), second(first.size(), NAN);
+    const PackedPrototypes<float> one = pack.pack_panel(kernels, 1, first.data());
+    const std::vector<float> norms(one.norms, one.norms + kernels.panel_lanes);
+    std::fill(first.begin(), first.end(), -1.0f);
+    const PackedPrototypes<float> other = pack.pack_panel(kernels, 1, second.data());
+    CHECK(std::vector<float>(other.norms, other.norms + kernels.panel_lanes) == norms);
+    CHECK(first == std::vector<float>(first.size(), -1.0f));
   });
 }
 

@@ -81,7 +81,7 @@ void pack_coded_panel(const PackedPrototypes<float>& prototypes, int64_t panel) 
   pack_panel(prototypes, panel);
   if (!is_l2(prototypes.metric)) return;
   alignas(PROTOFAST_VECTOR_BYTES) float scales[kLanes<float>], inverses[kLanes<float>];
-  const float* squares = prototypes.norms + panel * kLanes<float>;
+  const float* squares = norms_of(prototypes, panel);
   find_scales<kLanes<float>>(squares, prototypes.depth, scales, inverses);
   code_columns<kLanes<float>>(panel_of(prototypes, panel), prototypes.depth, inverses);
 }
@@ -178,7 +178,7 @@ struct CodedPanel {
 
 inline CodedPanel coded_panel(const PackedPrototypes<float>& prototypes, int64_t panel) {
   alignas(PROTOFAST_VECTOR_BYTES) float scales[kLanes<float>], inverses[kLanes<float>];
-  const float* norms = prototypes.norms + panel * kLanes<float>;
+  const float* norms = norms_of(prototypes, panel);
   find_scales<kLanes<float>>(norms, prototypes.depth, scales, inverses);
   const float error = coding_error(prototypes.depth);
   CodedPanel found = {prototypes, panel, {}, {}, {}, 2 * (2 * error + error * error)};

@@ -188,7 +188,7 @@ bool search_everything(
   const bool few = division.chunks() <= kFewChunks || bytes > kManyBytes;
   const bool pack_late = few && !pack.is_frozen();
   if (!pack_late && !pack.is_frozen()) pack.pack_panels(kernels, threads, parallel);
-  const int64_t late_numbers = pack_late ? pack.panel_numbers(kernels) : 0;
+  const int64_t late_numbers = pack_late ? pack.late_numbers(kernels) : 0;
   Workspace<T> late(workers * late_numbers);
 
   std::vector<ChunkWorkspace<T>> workspaces;

@@ -220,7 +220,7 @@ inline void choose(
     const Running<T>& running,
     Winners<T>& winners
 ) {
-  const T* norms = prototypes.norms + panel * kLanes<T>;
+  const T* norms = norms_of(prototypes, panel);
   const Integers<T> unusable = Integers<T>{} - (largest == largest ? 0 : 1);
   for (int v = 0; v < vectors; ++v) {
     const Integers<T> uncertain =

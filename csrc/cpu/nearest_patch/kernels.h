@@ -26,8 +26,8 @@ struct PackedPrototypes {
   T tolerance;    // rounding error of a score, in units of the norms it came from
   const T* rows;  // [P, D], as given
   T* centre;      // [D], subtracted before packing; zeros where the metric forbids it
-  T* norms;       // [ceil(P / lanes) * lanes]: |p|^2 for the L2 metrics, |p| for the others
-  T* panels;      // [panels, D, lanes], from first_panel on
+  T* norms;       // [panels, lanes], from first_panel on: |p|^2, or |p| if the metric is not L2
+  T* panels;      // [panels, D, lanes], likewise
   int64_t first_panel;
 };
 

@@ -120,6 +120,11 @@ inline T* panel_of(const PackedPrototypes<T>& prototypes, int64_t panel) {
 }
 
 template <typename T>
+inline T* norms_of(const PackedPrototypes<T>& prototypes, int64_t panel) {
+  return prototypes.norms + (panel - prototypes.first_panel) * kLanes<T>;
+}
+
+template <typename T>
 void pack_panel(const PackedPrototypes<T>& prototypes, int64_t panel) {
   const int64_t depth = prototypes.depth, first = panel * kLanes<T>;
   const int64_t last = prototypes.count - 1;  // fills the lanes beyond it, which nobody reads
@@ -128,7 +133,7 @@ void pack_panel(const PackedPrototypes<T>& prototypes, int64_t panel) {
     rows[lane] = prototypes.rows + at_most(first + lane, last) * depth;
   }
   T* packed = panel_of(prototypes, panel);
-  T* norms = prototypes.norms + first;
+  T* norms = norms_of(prototypes, panel);
   pack_columns<T, kLanes<T>>(rows, prototypes.centre, depth, packed, norms);
   for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
     if (!(norms[lane] <= Limits<T>::kLargestNorm)) norms[lane] = Limits<T>::kNan;

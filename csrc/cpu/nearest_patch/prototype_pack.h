@@ -125,18 +125,23 @@ class PrototypePack {
     });
   }
 
-  // One panel in memory of the caller's, [panel_numbers].
+  // One panel and its norms in memory of the caller's, [late_numbers]: workers that pack the same
+  // panel share nothing.
   PackedPrototypes<T> pack_panel(
       const NearestPatchKernels<T>& kernels, int64_t panel, T* memory
   ) const {
     PackedPrototypes<T> one = packed_;
     one.panels = memory;
+    one.norms = memory + panel_numbers(kernels);
     one.first_panel = panel;
     kernels.pack_panel(one, panel);
     return one;
   }
   int64_t panel_numbers(const NearestPatchKernels<T>& kernels) const {
     return kernels.panel_lanes * packed_.depth;
+  }
+  int64_t late_numbers(const NearestPatchKernels<T>& kernels) const {
+    return panel_numbers(kernels) + kernels.panel_lanes;
   }
 
   const PackedPrototypes<T>& prototypes() const { return packed_; }
