@@ -5,6 +5,9 @@
 #include <cmath>
 #include <cstdio>
 #include <random>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 #include "tests/check.h"
 #include "tests/cpu_problem.h"
@@ -112,6 +115,44 @@ TEST(one_channel_of_many) {
     check_same(problem);
   }
 }
+
+// Two patches of opposite signs, of which the prototype, taken for 0, makes the longer one nearer.
+TEST(a_prototype_too_short_for_a_code) {
+  if (!has_codes()) return;
+  Problem<float> problem({1, 2, 1, 2}, Layout::kNchw, 1);
+  problem.features = {0x1.0a3d71p-40, -0x1.0a3d52p-40};
+  for (int i = -64; i <= 64; ++i) {
+    const double length = std::exp2(-60 + i / 16.0);
+    for (int step = -40; step <= 40; ++step) {
+      problem.features[1] = -problem.features[0] + 2 * length + step * 0x1p-63;
+      problem.prototypes = {length * (1 - 0x1p-24), -length * (1 - 0x1p-24)};
+      check_same(problem);
+    }
+  }
+}
+
+#if defined(__x86_64__)
+// Squares that are flushed to zero are missing from a norm: codes are longer than it says.
+TEST(subnormal_numbers_flushed_to_zero) {
+  if (!has_codes()) return;
+  const unsigned state = _mm_getcsr();
+  _mm_setcsr(state | 0x8040);
+  for (const int64_t depth : {64, 1000, 7982, 10973}) {
+    for (const int exponent : {-40, -41, -42, -43, -44}) {
+      Problem<float> problem({1, 2, depth, 2}, Layout::kChannelsLast, 1);
+      for (int64_t d = 0; d < depth; ++d) {
+        const double sign = d % 3 == 0 ? 1 : -1;
+        problem.patch(0, 0)[d] = sign * 0.999 * 0x1p-63;
+        problem.patch(0, 1)[d] = d < 16 ? sign * 0.95 * depth / 16 * 0x1p-63 : 0;
+        problem.prototype(0)[d] = std::ldexp(sign, exponent) / std::sqrt(depth);
+        problem.prototype(1)[d] = -problem.prototype(0)[d];
+      }
+      check_same(problem);
+    }
+  }
+  _mm_setcsr(state);
+}
+#endif
 
 }  // namespace
 }  // namespace protofast::testing

@@ -43,6 +43,7 @@ TESTS_OF_VNNI = {
     "test_instruction_sets.py",
     "test_nearest_patch_within.py",
     "test_packed_prototypes.py",
+    "test_rounding.py",
     "test_windows.py",
 }
 NAMES = ("reference", "avx512vnni", "avx512", "avx2", "portable", *CUDA)

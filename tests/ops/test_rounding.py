@@ -25,6 +25,22 @@ def test_ties_of_patches_that_are_constant_along_the_depth(
     )
 
 
+@pytest.mark.parametrize("length", [0.0, 0.02, 0.05, 0.1])
+def test_sums_of_squares_that_round_one_way(implementation: Implementation, length: float) -> None:
+    """127 squares of a little less, or more, than half a unit in the last place of the sum."""
+    if not isinstance(implementation, CompiledCpu):
+        pytest.skip("how others add up is not known")
+    unit = 2.0**-24
+    features = torch.zeros(1, 128, 1, 2)
+    features[0, :, 0, 0] = (0.98 * unit) ** 0.5  # seems shorter than it is
+    features[0, :, 0, 1] = (1.02 * unit) ** 0.5  # longer
+    features[0, 0, 0] = torch.tensor([1 + 24 * unit, 1])
+    prototypes = torch.zeros(2, 128)
+    prototypes[:, 0] = torch.tensor([length, -length])  # around 0, so that nothing is centred
+    found = implementation.nearest_patch(features, prototypes)
+    assert found.locations.tolist() == [[1, 1]]
+
+
 @pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_cosine_gradients_of_nearly_parallel_vectors(
     implementation: Implementation, apart: float

@@ -26,9 +26,6 @@ using Products = Vector<int32_t>;  // or two codes in each lane
 static_assert(kWidth<int32_t> == kWidth<float>);
 
 constexpr float kLongest = 32767;
-// Squared norms below this are taken for 0: with the smallest that scores look at, kSmallestNorm,
-// an error of that size makes no difference.
-constexpr float kShortestSquare = 0x1p-120f;
 
 // Pairs of channels.
 inline int64_t code_groups(int64_t depth) { return (depth + 1) / 2; }
@@ -43,14 +40,21 @@ inline float coding_error(int64_t depth) {
   return (0.5f * __builtin_sqrtf(static_cast<float>(depth)) + 0.02f) / longest_code(depth);
 }
 
+// Squared norms below this are taken for 0. Of those above, underflow has taken no more than a
+// quarter: less than 2^-126 for each number, where a process has subnormal ones flushed to zero.
+inline float shortest_square(int64_t depth) {
+  const float lost = static_cast<float>(depth) * 0x1p-124f;
+  return lost > 0x1p-120f ? lost : 0x1p-120f;
+}
+
 // ------------------------------------------------------------------ packing
 
 // scales[c] and its inverse, for columns of these squared norms; 0 for what cannot be coded.
 template <int columns>
 inline void find_scales(const float* squares, int64_t depth, float* scales, float* inverses) {
-  const float unit = 1 / longest_code(depth);
+  const float unit = 1 / longest_code(depth), shortest = shortest_square(depth);
   for (int c = 0; c < columns; ++c) {
-    const bool coded = squares[c] >= kShortestSquare && squares[c] <= Limits<float>::kLargestNorm;
+    const bool coded = squares[c] >= shortest && squares[c] <= Limits<float>::kLargestNorm;
     scales[c] = coded ? __builtin_sqrtf(squares[c]) * unit : 0;
     inverses[c] = coded ? 1 / scales[c] : 0;
   }
@@ -173,7 +177,8 @@ struct CodedPanel {
   Vector<float> norms[2];    // |p|^2
   Vector<float> lengths[2];  // |p|
   Vector<float> scales[2];
-  float coding;  // error of a difference of two scores, over |z| |p|
+  float coding;    // error of a difference of two scores, over |z| |p|
+  float shortest;  // the same, over |z| + |p|: where one of them is taken for 0
 };
 
 inline CodedPanel coded_panel(const PackedPrototypes<float>& prototypes, int64_t panel) {
@@ -181,7 +186,9 @@ inline CodedPanel coded_panel(const PackedPrototypes<float>& prototypes, int64_t
   const float* norms = norms_of(prototypes, panel);
   find_scales<kLanes<float>>(norms, prototypes.depth, scales, inverses);
   const float error = coding_error(prototypes.depth);
-  CodedPanel found = {prototypes, panel, {}, {}, {}, 2 * (2 * error + error * error)};
+  const float coding = 2 * (2 * error + error * error);
+  const float shortest = 3 * __builtin_sqrtf(shortest_square(prototypes.depth));
+  CodedPanel found = {prototypes, panel, {}, {}, {}, coding, shortest};
   for (int v = 0; v < 2; ++v) {
     found.norms[v] = load(norms + v * kWidth<float>);
     found.lengths[v] = (Vector<float>)_mm512_maskz_sqrt_ps(0xFFFF, (__m512)found.norms[v]);
@@ -202,8 +209,8 @@ inline Vector<float> score_error(
     const CodedPanel& panel, int v, Vector<float> best, float largest
 ) {
   const Vector<float> distance = panel.norms[v] - 2.0f * best;
-  return rounding_error<float>(panel.norms[v], distance, panel.prototypes.tolerance) +
-         panel.coding * largest * panel.lengths[v];
+  return rounding_error<float>(panel.norms[v], distance, largest, panel.prototypes.tolerance) +
+         panel.coding * largest * panel.lengths[v] + panel.shortest * (largest + panel.lengths[v]);
 }
 
 // The nearest patch of those whose score comes near the best, for each of the `uncertain` lanes. A

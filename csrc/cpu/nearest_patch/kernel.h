@@ -144,11 +144,14 @@ inline void take_row(Running<T>& running, const T* scores, T term, int64_t locat
   }
 }
 
-// Of the L2 metrics, by how much rounding can put the score of a nearer patch below the best one. A
-// rival of distance d has |z|^2 <= 2 (|p|^2 + d); |z|^2 + |p|^2 <= 3 |p|^2 + 2 d.
+// Of the L2 metrics, by how much rounding can put the score of a nearer patch below the best one.
+// In both scores z.p and |z|^2 / 2 drift: by 2 |z| |p| + |z|^2 <= |p|^2 + 2 |z|^2 together. And a
+// rival of distance d has |z| <= |p| + sqrt(d): by no more than 1.61 (3 |p|^2 + 2 d).
 template <typename T>
-inline Vector<T> rounding_error(Vector<T> norm, Vector<T> distance, T tolerance) {
-  return tolerance * (T(3) * norm + T(2) * distance) + Limits<T>::kSmallestNorm;
+inline Vector<T> rounding_error(Vector<T> norm, Vector<T> distance, T largest, T tolerance) {
+  const Vector<T> of_any = norm + T(2) * largest * largest;
+  const Vector<T> of_rival = T(1.61) * (T(3) * norm + T(2) * distance);
+  return tolerance * (of_any < of_rival ? of_any : of_rival) + Limits<T>::kSmallestNorm;
 }
 
 // Of the L2 metrics, where the best score tells the winner: not where the runner-up is within the
@@ -169,11 +172,12 @@ inline Integers<T> uncertain_lanes(
   const T least = Limits<T>::kSmallestNorm;
   if constexpr (metric == Metric::kSquaredL2) {
     const Vector<T> distance = norm - T(2) * running.best[v];
-    const Vector<T> error = rounding_error<T>(norm, distance, tolerance);
+    const Vector<T> error = rounding_error<T>(norm, distance, largest, tolerance);
     return ~certain<T>(running.best[v], running.second[v], norm, error);
   } else {
     const T scale = metric == Metric::kDot ? largest : T(1);
-    return ~(gap > tolerance * scale * norm + least);
+    // Likely, not at most: a quarter of it, as like terms drift.
+    return ~(gap > tolerance / 4 * scale * norm + least);
   }
 }
 

@@ -182,9 +182,9 @@ class PrototypePack {
         prototypes.count,
         prototypes.depth,
         metric,
-        // What like terms can drift: within a segment by a quarter of its length, over the segments
-        // by a quarter of their number.
-        (std::min<T>(prototypes.depth, 128) / 4 + T(prototypes.depth) / 512 + 8) * round_off,
+        // What sums can drift, should all their roundings go one way: by the length of a segment
+        // and the number of segments. The rest is for centring and direct differences.
+        (std::min<T>(prototypes.depth, 128) + T(prototypes.depth) / 128 + 48) * round_off,
         prototype_rows(kernels.access, prototypes, converted_),
         centre,
         norms,
