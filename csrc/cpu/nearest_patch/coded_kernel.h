@@ -25,6 +25,12 @@ namespace {
 using Products = Vector<int32_t>;  // or two codes in each lane
 static_assert(kWidth<int32_t> == kWidth<float>);
 
+// With which multiply_group adds up the products of codes, a pair of them for each of its steps.
+template <>
+inline Products multiply_add<int32_t>(Products sum, Products lanes, Products patch) {
+  return (Products)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)patch, (__m512i)lanes);
+}
+
 constexpr float kLongest = 32767;
 
 // Pairs of channels.
@@ -111,61 +117,6 @@ void pack_coded_images(
         code_columns<kRows>(block, depth, inverses);
       }
   );
-}
-
-// ------------------------------------------------------------------ products
-
-// products[r][lane] = sum over the depth of a block's codes * a panel's: as multiply_block.
-template <int rows, int vectors>
-inline void multiply_codes(
-    const int32_t* block, const int32_t* panel, int64_t groups, bool add, int32_t* products
-) {
-  Products sums[rows][vectors] = {};
-  for (int64_t g = 0; g < groups; ++g) {
-    Products lanes[vectors];
-    for (int v = 0; v < vectors; ++v) {
-      lanes[v] = load(panel + v * kWidth<float>);
-      PROTOFAST_KEEP_IN_REGISTER(lanes[v]);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      Products patch = splat(block[r]);
-      PROTOFAST_KEEP_IN_REGISTER(patch);
-      for (int v = 0; v < vectors; ++v) {
-        sums[r][v] =
-            (Products)_mm512_dpwssd_epi32((__m512i)sums[r][v], (__m512i)patch, (__m512i)lanes[v]);
-      }
-    }
-    block += kRows;
-    panel += kLanes<float>;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < vectors; ++v) {
-      int32_t* place = products + r * kLanes<float> + v * kWidth<float>;
-      store(place, add ? load(place) + sums[r][v] : sums[r][v]);
-    }
-  }
-}
-
-// As multiply_group; in segments of as many bytes of a panel.
-template <int vectors>
-inline void multiply_coded_group(
-    const int32_t* blocks, int64_t rows, const int32_t* panel, int64_t groups, int32_t* products
-) {
-  for (int64_t g = 0; g < groups; g += kSegment) {
-    const int64_t step = at_most(groups - g, kSegment);
-    const int32_t* part = panel + g * kLanes<float>;
-    for (int64_t first = 0; first < rows; first += kRows) {
-      const int32_t* block = blocks + first * groups + g * kRows;
-      int32_t* sums = products + first * kLanes<float>;
-      if (rows - first > kRows / 2) {
-        multiply_codes<kRows, vectors>(block, part, step, g > 0, sums);
-      } else {
-        multiply_codes<kRows / 2, vectors>(block, part, step, g > 0, sums);
-      }
-    }
-  }
 }
 
 // ------------------------------------------------------------------ the search
@@ -290,40 +241,34 @@ void search_coded_panel(
     const SimilarityFunction& similarity,
     const NearestOutputs<float>& outputs
 ) {
-  const int64_t groups = code_groups(prototypes.depth), rows = images.count * images.locations;
+  const int64_t groups = code_groups(prototypes.depth);
   const auto* codes = reinterpret_cast<const int32_t*>(panel_of(prototypes, panel));
   const auto* blocks = reinterpret_cast<const int32_t*>(images.blocks);
   const CodedPanel lanes = coded_panel(prototypes, panel);
-  Winners<float> winners[kWaiting];
-  Running<float> running = nothing_yet<float>();
-  const int64_t group = kRows * (groups > kSegment ? kGroupBlocks : 1);
-  int64_t settled = 0, image = 0, location = 0;
-  for (int64_t first_row = 0; first_row < rows; first_row += group) {
-    const int64_t used = at_most(rows - first_row, group);
-    int32_t* products = images.products + first_row * kLanes<float>;
-    multiply_coded_group<vectors>(blocks + first_row * groups, used, codes, groups, products);
-    for (int64_t r = 0; r < used;) {
-      const int64_t end = at_most(r + images.locations - location, used);
-      for (; r < end; ++r, ++location) {
+  search_rows(
+      prototypes,
+      images,
+      panel,
+      kRows * (groups > kSegment ? kGroupBlocks : 1),
+      [&](int64_t first_row, int64_t used) {
+        int32_t* products = images.products + first_row * kLanes<float>;
+        multiply_group<vectors>(blocks + first_row * groups, used, codes, groups, products);
+      },
+      [&](Running<float>& running, int64_t first_row, int64_t r, int64_t location) {
         const int64_t row = first_row + r;
+        const int32_t* products = images.products + row * kLanes<float>;
         for (int v = 0; v < vectors; ++v) {
-          const Vector<float> score = coded_score(
-              lanes, v, products + r * kLanes<float>, images.scales[row], images.terms[row]
-          );
+          const Vector<float> score =
+              coded_score(lanes, v, products, images.scales[row], images.terms[row]);
           take_score<float>(running, v, score, location);
         }
-      }
-      if (location < images.locations) break;
-      choose_coded<vectors>(lanes, images, image, running, winners[image - settled]);
-      running = nothing_yet<float>();
-      location = 0;
-      if (++image - settled == kWaiting || image == images.count) {
-        const int64_t count = image - settled;
-        settle(prototypes, images, settled, count, panel, winners, similarity, outputs);
-        settled = image;
-      }
-    }
-  }
+      },
+      [&](int64_t image, const Running<float>& running, Winners<float>& winners) {
+        choose_coded<vectors>(lanes, images, image, running, winners);
+      },
+      similarity,
+      outputs
+  );
 }
 
 void search_coded(

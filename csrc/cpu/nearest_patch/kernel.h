@@ -48,6 +48,12 @@ namespace {
 
 // ------------------------------------------------------------------ scores
 
+// One step of multiply_block; pairs of codes have one of their own (coded_kernel.h).
+template <typename T>
+inline Vector<T> multiply_add(Vector<T> sum, Vector<T> lanes, Vector<T> patch) {
+  return sum + lanes * patch;
+}
+
 // scores[r][lane] = sum over d of block[d][r] * panel[d][lane], for the first `rows` rows and the
 // first `vectors` vectors of lanes: where the time goes. With `add` the sums are added to the
 // scores that are there.
@@ -64,7 +70,7 @@ inline void multiply_block(const T* block, const T* panel, int64_t depth, bool a
     for (int r = 0; r < rows; ++r) {
       Vector<T> patch = splat(block[r]);
       PROTOFAST_KEEP_IN_REGISTER(patch);
-      for (int v = 0; v < vectors; ++v) sums[r][v] += lanes[v] * patch;
+      for (int v = 0; v < vectors; ++v) sums[r][v] = multiply_add<T>(sums[r][v], lanes[v], patch);
     }
     block += kRows;
     panel += kLanes<T>;
@@ -276,33 +282,33 @@ __attribute__((noinline)) void settle(
   }
 }
 
-template <Metric metric, int vectors, typename T>
-void search_panel(
+// Takes the rows of a panel's images, `group` at a time: multiply(first_row, used) makes products
+// of rows [first_row, first_row + used), take(running, first_row, r, location) looks at row
+// first_row + r, and choose(image, running, winners) ends an image.
+template <typename T, typename Multiply, typename Take, typename Choose>
+inline void search_rows(
     const PackedPrototypes<T>& prototypes,
     const PackedImages<T>& images,
     int64_t panel,
+    int64_t group,
+    const Multiply& multiply,
+    const Take& take,
+    const Choose& choose,
     const SimilarityFunction& similarity,
     const NearestOutputs<T>& outputs
 ) {
-  const int64_t depth = prototypes.depth, rows = images.count * images.locations;
-  const T* packed = panel_of(prototypes, panel);
-  alignas(PROTOFAST_VECTOR_BYTES) T scores[kGroupBlocks * kRows * kLanes<T>];
+  const int64_t rows = images.count * images.locations;
   Winners<T> winners[kWaiting];
   Running<T> running = nothing_yet<T>();
-  const int64_t group = kRows * (depth > kSegment ? kGroupBlocks : 1);
   int64_t settled = 0, image = 0, location = 0;
   for (int64_t first_row = 0; first_row < rows; first_row += group) {
     const int64_t used = at_most(rows - first_row, group);
-    multiply_group<vectors>(images.blocks + first_row * depth, used, packed, depth, scores);
+    multiply(first_row, used);
     for (int64_t r = 0; r < used;) {
       const int64_t end = at_most(r + images.locations - location, used);
-      for (; r < end; ++r, ++location) {
-        const T term = images.terms[first_row + r];
-        take_row<metric, vectors>(running, scores + r * kLanes<T>, term, location);
-      }
+      for (; r < end; ++r, ++location) take(running, first_row, r, location);
       if (location < images.locations) break;
-      const T largest = images.largest[image];
-      choose<metric, vectors>(prototypes, panel, largest, running, winners[image - settled]);
+      choose(image, running, winners[image - settled]);
       running = nothing_yet<T>();
       location = 0;
       if (++image - settled == kWaiting || image == images.count) {
@@ -312,6 +318,38 @@ void search_panel(
       }
     }
   }
+}
+
+template <Metric metric, int vectors, typename T>
+void search_panel(
+    const PackedPrototypes<T>& prototypes,
+    const PackedImages<T>& images,
+    int64_t panel,
+    const SimilarityFunction& similarity,
+    const NearestOutputs<T>& outputs
+) {
+  const int64_t depth = prototypes.depth;
+  const T* packed = panel_of(prototypes, panel);
+  alignas(PROTOFAST_VECTOR_BYTES) T scores[kGroupBlocks * kRows * kLanes<T>];
+  search_rows(
+      prototypes,
+      images,
+      panel,
+      kRows * (depth > kSegment ? kGroupBlocks : 1),
+      [&](int64_t first_row, int64_t used) {
+        multiply_group<vectors>(images.blocks + first_row * depth, used, packed, depth, scores);
+      },
+      [&](Running<T>& running, int64_t first_row, int64_t r, int64_t location) {
+        const T term = images.terms[first_row + r];
+        take_row<metric, vectors>(running, scores + r * kLanes<T>, term, location);
+      },
+      [&](int64_t image, const Running<T>& running, Winners<T>& winners) {
+        const T largest = images.largest[image];
+        choose<metric, vectors>(prototypes, panel, largest, running, winners);
+      },
+      similarity,
+      outputs
+  );
 }
 
 template <typename T>
